@@ -1,0 +1,59 @@
+# `make demo` shows the worker at work; `make test` proves it. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv as it is on the machine, else the one that pip puts into the environment.
+UV = $(shell command -v uv || echo $(BIN)/uv)
+
+.PHONY: help setup demo test test-fast lint format bench lock clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## environment in .venv, locked with hashes
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; name one by PYTHON=python3.11"; exit 1; }
+	@missing=; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	command -v setpriv >/dev/null && command -v prlimit >/dev/null || missing="$$missing util-linux"; \
+	[ -z "$$missing" ] || echo "missing, install with:  sudo apt install$$missing"; \
+	case "$$missing" in *venv*) exit 1;; esac
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## one training on an embedded RVM-Server; DATASET=path IMG_SIZE=320 EPOCHS=3 for your own data
+	$(BIN)/rvmcv-worker demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(EPOCHS),--epochs $(EPOCHS)) \
+	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) --json summary.json
+
+test: setup ## the whole suite
+	$(BIN)/python -m pytest
+
+test-fast: setup ## what is quick, for while one works
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## ruff's formatter
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## every benchmark; writes benchmarks/latest.json
+	$(BIN)/python -m benchmarks
+
+lock: ## resolve requirements.lock anew
+	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --all-extras \
+	  --upgrade --custom-compile-command 'make lock' --quiet pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) demo-out summary.json .pytest_cache .mypy_cache .ruff_cache

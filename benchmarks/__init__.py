@@ -1,0 +1,1 @@
+"""What is measured, and against whom; `make bench` runs it all. None of these is a timed test."""

@@ -1,0 +1,240 @@
+"""The way of one job, from the accepted claim to the wiped workspace."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from rvmcv_worker import workspace as workspaces
+from rvmcv_worker.config import Settings
+from rvmcv_worker.controller import Controller
+from rvmcv_worker.errors import (
+    FencedError,
+    InternalError,
+    JobCancelledError,
+    JobError,
+    WorkerDiedError,
+    WorkerStoppedError,
+)
+from rvmcv_worker.executor import ChildEnd, ChildSpec, run_child
+from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.jobs.job_type import JobType
+from rvmcv_worker.ledger import ClaimState, Ledger
+from rvmcv_worker.logs import redact
+from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.outbox import Outbox
+from rvmcv_worker.progress import ProgressReporter
+from rvmcv_worker.protocol import MAX_ERROR_CHARS, Claim, JobOffer
+from rvmcv_worker.retry import Retry
+from rvmcv_worker.sandbox import Sandbox
+from rvmcv_worker.spawner import Spawner
+from rvmcv_worker.state import Condition, RunningJob
+from rvmcv_worker.storage import Storage
+from rvmcv_worker.token_source import TokenSource
+from rvmcv_worker.uploads import Stored
+from rvmcv_worker.workspace import Workspace
+
+#: Seconds before a job that was handed back after its first attempt is offered again; doubles with each.
+HAND_BACK_S = 60.0
+MAX_HAND_BACK_S = 3600.0
+#: Most entries of a list in the details of an error; the whole of it lies in storage.
+_DETAIL_ENTRIES = 50
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the daemon has one of, and jobs use."""
+
+    settings: Settings
+    instance_id: str
+    token: TokenSource
+    condition: Condition
+    ledger: Ledger
+    controller: Controller
+    retry: Retry
+    storage: Storage
+    model_store: ModelStore
+    sandbox: Sandbox
+    spawner: Spawner
+    outbox: Outbox
+    gpus: Gpus
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One accepted claim under way, as a job type sees it."""
+
+    services: Services
+    offer: JobOffer
+    claim: Claim
+    workspace: Workspace
+    progress: ProgressReporter
+    interrupt: Interrupt
+    #: Indexes of the GPUs that are this attempt's; empty on a CPU.
+    gpus: tuple[int, ...]
+    #: Seconds by phase, for the final report.
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Tell RVM-Server what is done now, and note how long it took."""
+        self.interrupt.check()
+        self.progress.update(phase=name)
+        start_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[name] = round(self.timings.get(name, 0.0) + time.monotonic() - start_s, 3)
+
+    def enter(self, state: ClaimState) -> None:
+        """Note in the ledger how far the attempt is."""
+        self.services.ledger.enter(self.offer.job_id, state)
+
+    def run_child(
+        self,
+        name: str,
+        job: dict[str, Any],
+        *,
+        readable: tuple[str, ...] = (),
+        timeout_s: float,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> ChildEnd:
+        """Run one child behind the wall to its end; its progress is the job's unless `on_progress` takes it."""
+        services = self.services
+        gpus = tuple(services.gpus.device_number(index) for index in self.gpus)
+        return run_child(
+            ChildSpec(name=name, job=job, readable=readable, timeout_s=timeout_s, gpus=gpus),
+            workspace=self.workspace,
+            sandbox=services.sandbox,
+            spawner=services.spawner,
+            limits=services.settings.limits,
+            interrupt=self.interrupt,
+            on_progress=on_progress or (lambda progress: self.progress.update(**progress)),
+        )
+
+
+    def store(self, path: Path, name: str) -> Stored:
+        """Put a file into storage under the attempt's own key; raises `JobError`."""
+        return self.services.storage.put_artifact(
+            path,
+            name,
+            job_id=self.offer.job_id,
+            attempt=self.claim.attempt,
+            lease_token=self.claim.lease_token,
+            interrupt=self.interrupt,
+        )
+
+
+def run_attempt(
+    services: Services, job_type: JobType, offer: JobOffer, claim: Claim, gpus: tuple[int, ...]
+) -> None:
+    """Run one attempt: fetch, run, publish, report, wipe. Nothing it can meet is raised."""
+    interrupt = Interrupt()
+    job = RunningJob(offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, interrupt)
+    log = logger.bind(job_id=offer.job_id)
+    log.info("claimed: {}, attempt {}", job_type.name, claim.attempt)
+    services.condition.started(job)
+    status = "fenced"
+    try:
+        with (
+            workspaces.make(services.settings.work_dir, offer.job_id, claim.attempt) as workspace,
+            _reporter(services, job, claim) as progress,
+        ):
+            attempt = Attempt(services, offer, claim, workspace, progress, interrupt, gpus)
+            report = _run(attempt, job_type)
+            status = report["status"]
+            services.ledger.finish(offer.job_id, report, job_type.courtesy(offer, report))
+    except FencedError as error:
+        services.ledger.forget(offer.job_id)
+        log.warning("lease lost ({}): result discarded, the job is another's or over", error.reason)
+    except Exception:
+        log.exception("the attempt could not be brought to an end; the lease will run out")
+        services.ledger.forget(offer.job_id)
+    finally:
+        interrupt.close()
+        services.condition.ended(job, status)
+        services.outbox.wake()
+
+
+def _reporter(services: Services, job: RunningJob, claim: Claim) -> ProgressReporter:
+    scaled = services.settings.scaled
+    return ProgressReporter(
+        services.controller,
+        services.retry,
+        job_id=job.job_id,
+        lease_token=job.lease_token,
+        interval_s=scaled(claim.report_interval_s),
+        keep_alive_s=scaled(min(10.0, claim.lease_s / 3)),
+        interrupt=job.interrupt,
+    )
+
+
+def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
+    """Run the job and return its final report; raises `FencedError` only."""
+    log = logger.bind(job_id=attempt.offer.job_id)
+    start_s = time.monotonic()
+    report = _report(attempt.offer.job_id, attempt.claim.lease_token)
+    try:
+        config = job_type.parse(attempt.offer.config)
+        result = job_type.run(attempt, config)
+    except JobCancelledError:
+        log.info("cancelled by RVM-Server: nothing is published")
+        report["status"] = "cancelled"
+    except JobError as error:
+        report |= _failure(error, attempt.services.settings, attempt.claim.attempt)
+        log.warning("{}: {}: {}", report["status"], error.code, redact(error.message))
+    except FencedError:
+        raise
+    except Exception as error:
+        log.exception("a fault of the worker's own")
+        wrong = InternalError(f"{type(error).__name__}: {error}")
+        report |= _failure(wrong, attempt.services.settings, attempt.claim.attempt)
+    else:
+        report |= {"status": "completed", "result": result}
+        log.success("completed in {:.1f} s", time.monotonic() - start_s)
+    if attempt.interrupt.reason is not None:
+        with contextlib.suppress(JobCancelledError, JobError):
+            attempt.interrupt.check()  # raises when fenced: then nothing is reported at all
+    report["timings"] = {**attempt.timings, "total": round(time.monotonic() - start_s, 3)}
+    return report
+
+
+def _report(job_id: str, lease_token: str) -> dict[str, Any]:
+    return {"event": "finish", "job_id": job_id, "lease_token": lease_token, "finish_id": str(uuid.uuid4())}
+
+
+def failed_report(
+    settings: Settings, job_id: str, lease_token: str, error: JobError, attempt: int = 1
+) -> dict[str, Any]:
+    """Return the final report of an attempt that never ran."""
+    return {**_report(job_id, lease_token), **_failure(error, settings, attempt), "timings": {}}
+
+
+def _failure(error: JobError, settings: Settings, attempt: int) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "status": "queued" if error.handed_back else "failed",
+        "error": {"code": error.code, "message": redact(error.message)[-MAX_ERROR_CHARS:]},
+    }
+    if error.detail:
+        body["error"]["details"] = _brief(error.detail)
+    if error.handed_back and not isinstance(error, (WorkerStoppedError, WorkerDiedError)):
+        wait_s = min(HAND_BACK_S * 2 ** (attempt - 1), MAX_HAND_BACK_S)
+        body["retry_after_s"] = error.retry_after_s or settings.scaled(wait_s)
+    if error.result:
+        body["result"] = error.result
+    return body
+
+
+def _brief(detail: dict[str, Any]) -> dict[str, Any]:
+    """Return what a child had found, its lists cut short, so that it fits into a final report."""
+    return {
+        key: value[:_DETAIL_ENTRIES] if isinstance(value, list) else value for key, value in detail.items()
+    }

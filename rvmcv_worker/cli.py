@@ -1,0 +1,105 @@
+"""`rvmcv-worker`: what ops type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from rvmcv_worker import __version__, config
+from rvmcv_worker.exit_codes import ExitCode
+
+#: Where the installed service keeps its configuration.
+DEFAULT_CONFIG = Path("/etc/rvmcv-worker/config.toml")
+
+app = typer.Typer(
+    help="Claims computer-vision jobs of RVM-Server, runs them behind a wall, reports and wipes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=True)]
+
+
+def _load(file: Path) -> config.Settings:
+    try:
+        return config.load(file)
+    except config.ConfigError as error:
+        _give_up(str(error), ExitCode.CONFIG)
+
+
+def _give_up(message: str, code: ExitCode) -> NoReturn:
+    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Run the daemon until SIGTERM; SIGHUP reads the token again."""
+    from rvmcv_worker import daemon
+
+    settings = _load(file)
+    try:
+        raise typer.Exit(daemon.run(settings))
+    except config.ConfigError as error:
+        _give_up(str(error), ExitCode.CONFIG)
+    except daemon.AlreadyRunningError as error:
+        _give_up(str(error), ExitCode.ALREADY_RUNNING)
+
+
+@app.command()
+def doctor(file: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Check what the worker needs, one line each with what to do; the exit code says all."""
+    from rvmcv_worker.doctor import examine
+
+    raise typer.Exit(ExitCode.OK if examine(_load(file), Console()) else ExitCode.FAILED)
+
+
+@config_app.command("show")
+def config_show(file: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Print the values in force, defaults included; secrets are masked."""
+    settings = _load(file)
+    for line in config.show(settings):
+        typer.echo(line)
+
+
+@app.command()
+def demo(
+    dataset: Annotated[
+        Path | None, typer.Option(help="A data set, folder or zip; without it one is drawn.", exists=True)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train.")] = None,
+    img_size: Annotated[int | None, typer.Option(min=32, help="Side of the training images, in pixels.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the summary goes.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo-out"),
+) -> None:
+    """Run one training on an embedded RVM-Server and show what happens."""
+    try:
+        from rvmcv_worker.demo.run import run_demo
+    except ImportError as error:
+        _give_up(
+            f"{error}: the demo needs the extras: pip install 'rvmcv-worker[compute,reference]'", ExitCode.FAILED
+        )
+    raise typer.Exit(
+        run_demo(dataset=dataset, epochs=epochs, img_size=img_size, json_file=json_file, out_dir=out)
+    )
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

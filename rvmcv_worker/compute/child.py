@@ -1,0 +1,111 @@
+"""The entry of every child: `job.json` -> run a task -> `result.json`.
+
+Started as ``python -m rvmcv_worker.compute.child DIR`` with the job's root as working directory;
+`DIR` (``prepare``, ``train``, ``check``) is the one directory the child may write. All paths in
+`job.json` are relative to the job's root, so they hold with and without the wall:
+
+    in/         what the daemon fetched            (read-only)
+    prepare/    written by the prepare child       (read-only to later children)
+    train/ …    the child's own directory
+
+`job.json` is ``{"task": …, "progress_fd": n, …the task's own keys}``. `result.json` is
+``{"ok": true, "result": …}`` or ``{"ok": false, "error": {"code", "message"}, "detail": …}``.
+Exit status: 0 with a result, 1 after an error that `result.json` names; anything else is a crash.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rvmcv_worker import framing
+from rvmcv_worker.errors import InternalError, JobError
+
+#: Task name -> module that has ``run(job, child) -> result``. The list is closed: a job cannot name a module.
+TASKS = {
+    "prepare": "rvmcv_worker.compute.datasets",
+    "check_model": "rvmcv_worker.compute.check_model",
+    "train_yolo11": "rvmcv_worker.compute.yolo11_train",
+    "stub": "rvmcv_worker.compute.stub",
+}
+
+
+class Stopped(Exception):
+    """The daemon asked the child to stop; what it has so far is of no more use."""
+
+
+@dataclass
+class Child:
+    """What a task may use of the world: its directory, its voice, and the wish to stop."""
+
+    root: Path
+    directory: Path
+    progress_fd: int
+    stop_requested: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def report(self, **progress: Any) -> None:
+        """Send one progress message; its keys are those of the protocol's `progress`."""
+        with self._lock:
+            framing.write(self.progress_fd, progress)
+
+    def check_stop(self) -> None:
+        """Raise `Stopped` when the daemon has asked for it; tasks call this at least once a batch."""
+        if self.stop_requested.is_set():
+            raise Stopped
+
+
+def write_result(directory: Path, result: dict[str, Any]) -> None:
+    """Write `result.json` whole or not at all."""
+    text = json.dumps(framing.finite(result), allow_nan=False)
+    part = directory / "result.json.part"
+    part.write_text(text)
+    part.replace(directory / "result.json")
+
+
+def run_task(job: dict[str, Any], child: Child) -> int:
+    """Run the task that `job` names; returns the exit status."""
+    try:
+        module = importlib.import_module(TASKS[job["task"]])
+        result = module.run(job, child)
+    except Stopped:
+        write_result(child.directory, {"ok": False, "stopped": True})
+        return 1
+    except JobError as error:
+        write_result(child.directory, {"ok": False, "error": error.to_wire(), "detail": error.detail})
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__} in the {job['task']} child: {error}"
+        write_result(child.directory, {"ok": False, "error": InternalError(message).to_wire()})
+        return 1
+    write_result(child.directory, {"ok": True, "result": result})
+    return 0
+
+
+def main() -> int:
+    """Read `job.json`, listen for SIGTERM, run."""
+    root = Path.cwd()
+    directory = root / sys.argv[1]
+    job = json.loads((directory / "job.json").read_text())
+    child = Child(root=root, directory=directory, progress_fd=int(job["progress_fd"]))
+    os.set_inheritable(child.progress_fd, False)
+
+    def on_sigterm(_signum: int, _frame: FrameType | None) -> None:
+        child.stop_requested.set()
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    return run_task(job, child)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

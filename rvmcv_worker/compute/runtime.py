@@ -1,0 +1,47 @@
+"""What a job runs on: precision, device, package versions."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+import ultralytics
+
+
+def amp(wanted: bool | str, on_gpu: bool) -> bool | str:
+    """Return Ultralytics' `amp`; never True, which makes it download a model to try it out."""
+    return "bf16" if on_gpu and wanted not in (False, "fp32") and torch.cuda.is_bf16_supported() else False
+
+
+def device_name(device: Any) -> str:
+    """Return the GPU's name, or the number of threads on a CPU."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def versions(on_gpu: bool) -> dict[str, str | None]:
+    """Return the versions that decide about a result; ``driver`` and ``cuda`` only on a GPU."""
+    driver = None
+    if on_gpu:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            driver = str(pynvml.nvmlSystemGetDriverVersion())
+        except pynvml.NVMLError as error:
+            driver = f"unknown ({error})"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "ultralytics": ultralytics.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "driver": driver,
+    }

@@ -1,0 +1,143 @@
+"""Turns Ultralytics' callbacks into the protocol's progress: one message for each epoch, rising."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rvmcv_worker.compute.child import Child
+from rvmcv_worker.compute.training_figures import box_and_mask
+
+#: Least time between two messages that tell no finished epoch.
+LIGHT_INTERVAL_S = 1.0
+
+
+class TrainingProgress:
+    """What a training has reached; it reports, ends it on request, and stops it at its time limit.
+
+    Raising from a callback ends a training at once: `Child.check_stop` is asked after every batch, of the
+    training and of each validation. The time limit only sets ``trainer.stop``: the epoch is cut after the
+    batch, then validated and saved as any other.
+    """
+
+    def __init__(self, child: Child, epochs: int, time_limit_h: float | None) -> None:
+        self.epochs = epochs
+        self.epochs_done = 0
+        self.started = False
+        self._hit_time_limit = False
+        self._child = child
+        self._limit_s = None if time_limit_h is None else time_limit_h * 3600
+        self._fraction = 0.0
+        self._batch = 0
+        self._epoch_is_open = False
+        self._started_s = self._reported_s = time.monotonic()
+
+    @property
+    def ended_by(self) -> str:
+        """Why a finished training ended: ``time_limit``, ``epochs`` or ``patience``."""
+        if self._hit_time_limit:
+            return "time_limit"
+        return "epochs" if self.epochs_done >= self.epochs else "patience"
+
+    def attach(self, yolo: Any) -> None:
+        """Listen to what `yolo` does from now on, trainings and validations."""
+        for event in (
+            "on_pretrain_routine_start",
+            "on_pretrain_routine_end",
+            "on_train_start",
+            "on_train_epoch_start",
+            "on_train_batch_end",
+            "on_train_epoch_end",
+            "on_fit_epoch_end",
+            "on_val_start",
+            "on_val_batch_end",
+        ):
+            yolo.add_callback(event, getattr(self, event, self._check_stop))
+
+    def _check_stop(self, _source: Any) -> None:
+        self._child.check_stop()
+
+    def on_train_start(self, _trainer: Any) -> None:
+        """Start the clock: reading the labels does not count."""
+        self.started = True
+        self._started_s = time.monotonic()
+
+    def on_train_epoch_start(self, _trainer: Any) -> None:
+        """Count batches anew; fires again for an epoch that is repeated (out of memory, NaN)."""
+        self._batch = 0
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        """Stop if asked to; say how far it is, at most once a second."""
+        self._child.check_stop()
+        self._batch += 1
+        elapsed_s = time.monotonic() - self._started_s
+        is_last = trainer.epoch + 1 >= self.epochs and self._batch >= len(trainer.train_loader)
+        if self._limit_s is not None and elapsed_s >= self._limit_s and not is_last:
+            self._hit_time_limit = trainer.stop = True
+        if time.monotonic() - self._reported_s >= LIGHT_INTERVAL_S:
+            self._advance((trainer.epoch + self._batch / len(trainer.train_loader)) / self.epochs)
+            self._report(epoch=min(trainer.epoch + 1, self.epochs), eta_s=self._eta_s())
+
+    def on_train_epoch_end(self, _trainer: Any) -> None:
+        """Note that an epoch now waits for its validation."""
+        self._epoch_is_open = True
+
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        """Report a finished epoch, once.
+
+        Ultralytics fires this once more after the last epoch, for its evaluation of best.pt.
+        """
+        if not self._epoch_is_open or trainer.epoch + 1 <= self.epochs_done:
+            return
+        self._epoch_is_open = False
+        self.epochs_done = trainer.epoch + 1
+        self._advance(self.epochs_done / self.epochs)
+        validated = {key: float(value) for key, value in trainer.metrics.items()}
+        entry = {
+            "epoch": self.epochs_done,
+            "epochs": self.epochs,
+            "losses": _group(trainer.label_loss_items(trainer.tloss), "train/"),
+            "val_losses": _group(validated, "val/"),
+            "metrics": box_and_mask(validated),
+            "lr": float(trainer.lr["lr/pg0"]),
+            "epoch_s": round(trainer.epoch_time, 3),
+            "eta_s": 0.0 if trainer.stop else self._eta_s(),
+        }
+        told = {key: entry[key] for key in ("epoch", "losses", "metrics", "eta_s")}
+        self._report(batch_size=trainer.batch_size, history=[entry], **told)
+
+    def on_val_start(self, validator: Any) -> None:
+        """Say when the measuring after the training begins; those within it belong to their epoch."""
+        self._child.check_stop()
+        if not validator.training:
+            self._fraction = 1.0
+            # Within a training the validator's settings still name the base model.
+            what = "best.pt" if validator.args.mode == "train" else Path(str(validator.args.model)).name
+            message = f"measuring {what} on {validator.args.split}"
+            self._report(phase="evaluate", epoch=self.epochs_done, message=message)
+
+    on_val_batch_end = _check_stop
+
+    def _advance(self, fraction: float) -> None:
+        self._fraction = min(max(self._fraction, fraction), 1.0)
+
+    def _eta_s(self) -> float | None:
+        """Seconds until the last epoch is done or the time limit passed; None before anything is known."""
+        if not self._fraction:
+            return None
+        elapsed_s = time.monotonic() - self._started_s
+        eta_s = elapsed_s / self._fraction * (1 - self._fraction)
+        if self._limit_s is not None:
+            eta_s = min(eta_s, max(self._limit_s - elapsed_s, 0.0))
+        return round(eta_s, 1)
+
+    def _report(self, **progress: Any) -> None:
+        self._reported_s = time.monotonic()
+        self._child.report(
+            **{"phase": "train", "fraction": round(self._fraction, 4), "epochs": self.epochs, **progress}
+        )
+
+
+def _group(values: dict[str, float], prefix: str) -> dict[str, float]:
+    return {key[len(prefix) :]: float(value) for key, value in values.items() if key.startswith(prefix)}

@@ -1,0 +1,265 @@
+"""One frozen configuration object, read from `config.toml`; secrets come from files of their own.
+
+Every default stands here and nowhere else; `config.toml` at the top of the repository shows them
+all with comments, and a test proves the two equal. An unknown key is refused with the nearest known
+name. Nothing is read from the environment but systemd's own directories.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Slots = Annotated[int, Field(ge=1, le=64)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names file, key and what to do."""
+
+
+class Section(BaseModel):
+    """A table of `config.toml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ServerSettings(Section):
+    """Where RVM-Server is and how patient to be with it."""
+
+    url: str = "https://vm100"
+    ca_file: Path | None = None
+    proxy: str | None = None
+    connect_timeout_s: PositiveFloat = 5.0
+    read_timeout_s: PositiveFloat = 30.0
+    poll_wait_s: Annotated[int, Field(ge=0, le=30)] = 25
+
+    @field_validator("url")
+    @classmethod
+    def _origin_only(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username or parts.query:
+            raise ValueError("must be http(s)://host[:port], without user or query")
+        return value.rstrip("/")
+
+    @property
+    def base_url(self) -> str:
+        """The root of the worker's API."""
+        return f"{self.url}/api/v1/cv"
+
+
+class WorkerSettings(Section):
+    """Who this worker is, what it takes on, and where it keeps its things."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "vm102"
+    job_types: tuple[str, ...] = ("yolo11",)
+    state_dir: Path = Path("/var/lib/rvmcv-worker")
+    runtime_dir: Path = Path("/run/rvmcv-worker")
+    credentials_dir: Path | None = None
+    train_slots: Literal["per-gpu"] | Slots = "per-gpu"
+    infer_slots: Slots = 8
+    batch_slots: Slots = 1
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class SandboxSettings(Section):
+    """The wall around every child."""
+
+    mode: Literal["required", "auto"] = "required"
+    extra_read_only: tuple[Path, ...] = ()
+
+
+class StorageSettings(Section):
+    """Object storage and the hosts that files may come from."""
+
+    s3_endpoint: str | None = None
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "models"
+    allowed_hosts: tuple[str, ...] = ()
+    plain_http_hosts: tuple[str, ...] = ()
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.path.strip("/"):
+            raise ValueError("must be http(s)://host[:port]")
+        return value.rstrip("/")
+
+
+class LimitSettings(Section):
+    """What one job may take; over it, the job ends with its own error code."""
+
+    max_job_h: PositiveFloat = 72.0
+    max_prepare_s: PositiveFloat = 3600.0
+    max_job_memory_gb: PositiveFloat = 60.0
+    max_workspace_gb: PositiveFloat = 100.0
+    disk_floor_gb: PositiveFloat = 10.0
+    max_log_mb: PositiveFloat = 64.0
+    max_dataset_gb: PositiveFloat = 40.0
+    max_model_mb: PositiveFloat = 2000.0
+    max_archive_entries: Annotated[int, Field(ge=1)] = 2_000_000
+    max_archive_ratio: Annotated[float, Field(ge=1)] = 200.0
+    max_image_megapixels: PositiveFloat = 100.0
+    model_store_gb: PositiveFloat = 40.0
+    term_grace_s: PositiveFloat = 20.0
+    cancel_grace_s: PositiveFloat = 1.5
+
+
+class DatasetSettings(Section):
+    """When a data set is good enough to train on."""
+
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+class TimingSettings(Section):
+    """One factor for every waiting time: 1 in production, less in tests."""
+
+    scale: PositiveFloat = 1.0
+
+
+class Settings(Section):
+    """Everything that `config.toml` can say."""
+
+    server: ServerSettings = ServerSettings()
+    worker: WorkerSettings = WorkerSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    storage: StorageSettings = StorageSettings()
+    limits: LimitSettings = LimitSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    timing: TimingSettings = TimingSettings()
+
+    def scaled(self, seconds: float) -> float:
+        """Return a waiting time as `[timing] scale` makes it."""
+        return seconds * self.timing.scale
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the workspaces of jobs are made."""
+        return self.worker.state_dir / "work"
+
+    @property
+    def secret_dirs(self) -> tuple[Path, ...]:
+        """What no child may see, even where it lies beneath something that it may."""
+        worker = self.worker
+        directories = (worker.state_dir, worker.runtime_dir, worker.credentials_dir)
+        return tuple(directory for directory in directories if directory is not None)
+
+    @property
+    def model_store_dir(self) -> Path:
+        """Weights by sha256: a cache, never a source of truth."""
+        return self.worker.state_dir / "models"
+
+
+class Credentials(BaseModel):
+    """The secrets, each from a file of its own; masked wherever they are printed."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    token: SecretStr
+    s3_access_key: SecretStr | None = None
+    s3_secret_key: SecretStr | None = None
+
+
+#: File names in the runtime or credentials directory, by field of `Credentials`.
+CREDENTIAL_FILES = {"token": "token", "s3_access_key": "s3-access-key", "s3_secret_key": "s3-secret-key"}
+
+
+def _explain(error: ValidationError, file: Path) -> str:
+    lines = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{file}: unknown key {key!r}{hint}")
+        else:
+            lines.append(f"{file}: {key}: {item['msg']}")
+    return "\n".join(lines)
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in loc:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def load(file: Path) -> Settings:
+    """Read `file`; raises `ConfigError` naming file, key and line."""
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; copy config.toml there or name another by --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from None
+
+
+def _credential_dirs(settings: Settings) -> list[Path]:
+    """Where secrets are looked for, first hit wins: a token renewed while running, then the unit's."""
+    found = [settings.worker.runtime_dir / "credentials"]
+    if settings.worker.credentials_dir:
+        found.append(settings.worker.credentials_dir)
+    if systemd := os.environ.get("CREDENTIALS_DIRECTORY"):
+        found.append(Path(systemd))
+    return found
+
+
+def load_credentials(settings: Settings) -> Credentials:
+    """Read the secrets; raises `ConfigError` when there is no token."""
+    values: dict[str, str] = {}
+    directories = _credential_dirs(settings)
+    for field, name in CREDENTIAL_FILES.items():
+        for directory in directories:
+            try:
+                text = (directory / name).read_text(encoding="utf-8").strip()
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{directory / name}: cannot be read: {error}") from None
+            if text:
+                values[field] = text
+                break
+    if "token" not in values:
+        places = ", ".join(str(directory / "token") for directory in directories)
+        raise ConfigError(f"no token: put RVM-Server's worker token into one of {places} (mode 0600)")
+    return Credentials.model_validate(values)
+
+
+def show(settings: Settings) -> list[str]:
+    """Return the values in force as TOML lines, and where each secret comes from, masked."""
+    lines = []
+    for section, model in settings:
+        lines.append(f"[{section}]")
+        for key, value in model:
+            shown = "(not set)" if value is None else json.dumps(value, default=str)
+            lines.append(f"{'# ' if value is None else ''}{key} = {shown}")
+        lines.append("")
+    lines.append("# secrets")
+    for name in CREDENTIAL_FILES.values():
+        found = next((d / name for d in _credential_dirs(settings) if (d / name).exists()), None)
+        lines.append(f"# {name} = {f'******** ({found})' if found else '(not set)'}")
+    return lines

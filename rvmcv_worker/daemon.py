@@ -1,0 +1,197 @@
+"""The daemon: start, signals, stop. Everything else happens in the threads that it starts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import signal
+import uuid
+from pathlib import Path
+from types import FrameType
+
+from loguru import logger
+
+from rvmcv_worker import __version__, housekeeping, logs, recovery, sandbox, systemd
+from rvmcv_worker.attempt import Services
+from rvmcv_worker.config import ConfigError, Settings, load_credentials
+from rvmcv_worker.controller import Controller
+from rvmcv_worker.exit_codes import ExitCode
+from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.jobs import JOB_TYPES
+from rvmcv_worker.lanes import LaneLoop
+from rvmcv_worker.ledger import Ledger
+from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.outbox import Outbox
+from rvmcv_worker.retry import Retry
+from rvmcv_worker.sandbox import Sandbox
+from rvmcv_worker.slots import Slots
+from rvmcv_worker.spawner import Spawner
+from rvmcv_worker.state import Condition, Lane
+from rvmcv_worker.storage import Storage
+from rvmcv_worker.token_source import TokenSource
+
+#: Longest step of the main loop: it feeds systemd's watchdog and makes no network call.
+_TICK_S = 1.0
+#: A stop waits so long for running jobs to end, and for their reports to be delivered.
+_STOP_S, _FLUSH_S = 40.0, 10.0
+_GB = 1024**3
+
+
+class AlreadyRunningError(Exception):
+    """Another daemon works on this state directory."""
+
+
+def _lock(state_dir: Path) -> int:
+    """Take the state directory for this process; the lock goes with it."""
+    descriptor = os.open(state_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunningError(f"another rvmcv-worker works on {state_dir}: stop it first") from None
+    return descriptor
+
+
+def _make_directories(settings: Settings) -> None:
+    for directory in (settings.worker.state_dir, settings.work_dir, settings.model_store_dir):
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"[worker] state_dir: {directory} cannot be made: {error.strerror}") from None
+
+
+def make_services(settings: Settings) -> Services:
+    """Put together what the daemon has one of; raises `ConfigError`."""
+    credentials = load_credentials(settings)
+    for secret in (credentials.token, credentials.s3_access_key, credentials.s3_secret_key):
+        if secret is not None:
+            logs.mask(secret.get_secret_value())
+    condition = Condition()
+    ledger = Ledger(settings.worker.state_dir / "ledger.sqlite3")
+    token = TokenSource(settings)
+    retry = Retry(settings, token)
+    instance_id = str(uuid.uuid4())
+    controller = Controller(settings, token, instance_id)
+    return Services(
+        settings=settings,
+        instance_id=instance_id,
+        token=token,
+        condition=condition,
+        ledger=ledger,
+        controller=controller,
+        retry=retry,
+        storage=Storage(settings, credentials, controller),
+        model_store=ModelStore(settings.model_store_dir, int(settings.limits.model_store_gb * _GB)),
+        sandbox=_choose_wall(settings, condition),
+        spawner=Spawner(),
+        outbox=Outbox(ledger, controller, retry, condition, settings.worker.state_dir / "rejected"),
+        gpus=Gpus(),
+    )
+
+
+def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
+    """Return the wall; without the one that is required the worker stays up and says why it claims nothing."""
+    try:
+        return sandbox.choose(settings.sandbox, hide=settings.secret_dirs)
+    except sandbox.SandboxUnavailableError as error:
+        condition.degrade("wall", f"no wall, no claims: {error}")
+        logger.error("no wall, no claims: {}", error)
+        return sandbox.MissingWall()
+
+
+def make_lanes(services: Services) -> list[LaneLoop]:
+    """Return the lanes that have a job type to run."""
+    worker = services.settings.worker
+    unknown = sorted(set(worker.job_types) - set(JOB_TYPES))
+    if unknown:
+        known = ", ".join(JOB_TYPES)
+        raise ConfigError(f"[worker] job_types: no job type {unknown[0]!r}; this worker has {known}")
+    job_types = {name: JOB_TYPES[name] for name in worker.job_types}
+    train: list[tuple[int, ...]] = [(index,) for index in range(services.gpus.count)] or [()]
+    if worker.train_slots != "per-gpu":
+        train = [train[index % len(train)] for index in range(worker.train_slots)]
+    places: dict[Lane, list[tuple[int, ...]]] = {
+        Lane.TRAIN: train,
+        Lane.INFER: [()] * worker.infer_slots,
+        Lane.BATCH: [()] * worker.batch_slots,
+    }
+    wanted = {job_type.lane for job_type in job_types.values()}
+    return [LaneLoop(lane, job_types, Slots(places[lane]), services) for lane in Lane if lane in wanted]
+
+
+def run(settings: Settings) -> ExitCode:
+    """Run until SIGTERM or SIGINT; raises `ConfigError` or `AlreadyRunningError`."""
+    logs.configure(settings.worker.log_level)
+    os.umask(0o077)
+    _make_directories(settings)
+    lock = _lock(settings.worker.state_dir)
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        signals.put(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, on_signal)
+    services = make_services(settings)
+    lanes = make_lanes(services)
+    logger.info(
+        "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
+        __version__,
+        settings.worker.id,
+        settings.server.url,
+        ", ".join(settings.worker.job_types),
+        services.sandbox.name,
+        services.gpus.count or f"none ({services.gpus.reason})",
+    )
+    recovery.settle(services)
+    housekeeping.check_disk(services)
+    scheduler = housekeeping.start(services)
+    services.outbox.start()
+    heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
+    heartbeat.start()
+    for lane in lanes:
+        lane.start()
+    systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
+    try:
+        while not _stop_wanted(signals, services):
+            systemd.notify("WATCHDOG=1")
+    finally:
+        systemd.notify("STOPPING=1")
+        scheduler.shutdown(wait=False)
+        _stop(services, heartbeat)
+        os.close(lock)
+    return ExitCode.OK
+
+
+def _stop_wanted(signals: queue.SimpleQueue[int], services: Services) -> bool:
+    """Wait one tick for a signal and do what it asks; True when that is to stop."""
+    try:
+        signum = signals.get(timeout=_TICK_S)
+    except queue.Empty:
+        return False
+    if signum == signal.SIGHUP:
+        changed = services.token.reload()
+        services.condition.recover("token")
+        logger.info("the token was read again: {}", "a new one" if changed else "the same")
+        return False
+    logger.info("{}: running jobs are handed back, then the worker stops", signal.Signals(signum).name)
+    return True
+
+
+def _stop(services: Services, heartbeat: Heartbeat) -> None:
+    """Hand back what runs and deliver what can be delivered, in bounded time."""
+    condition = services.condition
+    condition.stopping.set()
+    condition.interrupt_all(condition.running(), "the worker was stopped")
+    services.controller.abandon()
+    if not condition.wait_idle(_STOP_S):  # the heartbeat goes on meanwhile: it keeps the leases
+        logger.error("{} jobs did not end in time; the next start hands them back", len(condition.running()))
+    heartbeat.close()
+    if not services.outbox.flush(_FLUSH_S):
+        logger.warning("final reports wait for the next start: RVM-Server does not take them now")
+    services.outbox.close()
+    services.spawner.close()
+    services.ledger.close()
+    logger.info("stopped")

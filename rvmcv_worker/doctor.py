@@ -1,0 +1,157 @@
+"""`rvmcv-worker doctor`: is everything there that the worker needs? One line each, with what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from rvmcv_worker import protocol, sandbox
+from rvmcv_worker.config import ConfigError, Credentials, Settings, load_credentials
+from rvmcv_worker.controller import (
+    Controller,
+    ControllerError,
+    ProtocolMissingError,
+    TokenRejectedError,
+)
+from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.logs import escape, redact
+from rvmcv_worker.storage import Storage
+from rvmcv_worker.token_source import TokenSource
+
+_GB = 1024**3
+#: Least NVIDIA driver by the CUDA major version that a torch wheel was built for.
+_DRIVER_FOR_CUDA = {12: 525, 13: 580}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, what to do. `ok` is None where it is worth a look only."""
+
+    subject: str
+    ok: bool | None
+    sentence: str
+
+
+def examine(settings: Settings, console: Console) -> bool:
+    """Print one line per finding; True when nothing stands in the way of running jobs."""
+    marks = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("note", "yellow")}
+    well = True
+    for finding in findings(settings):
+        mark, style = marks[finding.ok]
+        line = Text.assemble((f"{mark:<7}", style), f"{finding.subject:<9}", escape(redact(finding.sentence)))
+        console.print(line, soft_wrap=True, highlight=False)
+        well = well and finding.ok is not False
+    return well
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """Look at everything, in the order in which a job would need it."""
+    try:
+        credentials = load_credentials(settings)
+    except ConfigError as error:
+        yield Finding("token", False, str(error))
+    else:
+        # Under a name of its own: a second instance of the worker's would end what the daemon runs.
+        worker = settings.worker.model_copy(update={"id": f"{settings.worker.id[:57]}-doctor"})
+        stranger = settings.model_copy(update={"worker": worker})
+        controller = Controller(stranger, TokenSource(settings), str(uuid.uuid4()))
+        yield from _server(settings, controller)
+        yield _storage(settings, credentials, controller)
+    yield _wall(settings)
+    yield _gpu()
+    yield _disk(settings)
+    yield _compute()
+
+
+def _server(settings: Settings, controller: Controller) -> Iterator[Finding]:
+    url = settings.server.url
+    try:
+        controller.offer(
+            "infer", slots=1, gpus_free=0, job_types=["doctor"], wait_s=0
+        )  # a job type that nobody queues: nothing can be offered
+    except TokenRejectedError as error:
+        yield Finding("server", True, f"{url} answers")
+        yield Finding("token", False, f"{error}: ask RVM-Server's admin for a token with the ability `worker`")
+    except ProtocolMissingError as error:
+        yield Finding("server", True, f"{url} answers")
+        yield Finding("protocol", False, f"{error}: see docs/rvm-server.md, or correct [server] url")
+    except ControllerError as error:
+        yield Finding("server", False, f"{url}: {error}; check [server] url, the network and the firewall")
+    else:
+        yield Finding("server", True, f"{url} answers")
+        yield Finding("token", True, "accepted")
+        yield Finding("protocol", True, f"job-status answers, version {protocol.PROTOCOL_VERSION}")
+
+
+def _storage(settings: Settings, credentials: Credentials, controller: Controller) -> Finding:
+    ok, sentence = Storage(settings, credentials, controller).check()
+    return Finding("storage", ok, sentence)
+
+
+def _wall(settings: Settings) -> Finding:
+    try:
+        wall = sandbox.choose(settings.sandbox, hide=settings.secret_dirs)
+    except sandbox.SandboxUnavailableError as error:
+        return Finding("wall", False, str(error))
+    if wall.name == "none":
+        return Finding("wall", None, 'none: jobs run as plain processes ([sandbox] mode = "auto")')
+    return Finding("wall", True, f"{wall.name} works")
+
+
+def _gpu() -> Finding:
+    gpus = Gpus()
+    if not gpus.count:
+        return Finding("gpu", None, f"none ({gpus.reason}); trainings run on the CPU")
+    names = ", ".join(reading.name for reading in gpus.read())
+    wheel = _cuda_of_torch()
+    needed = _DRIVER_FOR_CUDA.get(wheel, 0)
+    driver = int(match.group()) if (match := re.match(r"\d+", gpus.driver)) else 0
+    if driver < needed:
+        advice = f"the torch wheel is built for CUDA {wheel} and wants driver {needed} or newer: apt install it"
+        return Finding("gpu", False, f"{names}, driver {gpus.driver}: {advice}")
+    return Finding("gpu", True, f"{names}, driver {gpus.driver}, torch for CUDA {wheel or 'unknown'}")
+
+
+def _cuda_of_torch() -> int:
+    """Return the CUDA major version of the installed torch wheel, without importing it; 0 when unknown."""
+    try:
+        requires = importlib.metadata.requires("torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        return 0
+    for requirement in requires:
+        if match := re.match(r"nvidia-[a-z-]+-cu(\d+)|cuda-toolkit.*==(\d+)", requirement):
+            return int(match.group(1) or match.group(2))
+    return 0
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.worker.state_dir
+    while not place.exists():
+        place = place.parent
+    free_gb = shutil.disk_usage(place).free / _GB
+    floor_gb = settings.limits.disk_floor_gb
+    if not os.access(place, os.W_OK):
+        return Finding("disk", False, f"{place} is not writable for this user: run as the worker's user")
+    if free_gb < floor_gb:
+        return Finding("disk", False, f"{free_gb:.1f} GB free at {place}, [limits] disk_floor_gb is {floor_gb:g}")
+    return Finding("disk", True, f"{free_gb:.0f} GB free at {place}")
+
+
+def _compute() -> Finding:
+    missing = []
+    for package in ("torch", "torchvision", "ultralytics-opencv-headless", "sam2"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        return Finding("compute", False, f"{', '.join(missing)} missing: pip install 'rvmcv-worker[compute]'")
+    return Finding("compute", True, f"torch {importlib.metadata.version('torch')}")

@@ -1,0 +1,115 @@
+"""Worker status: tells RVM-Server how the worker is, renews leases, learns of cancels and wishes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+from loguru import logger
+
+from rvmcv_worker import __version__
+from rvmcv_worker.attempt import Services
+from rvmcv_worker.controller import ControllerError, ProtocolMissingError, TokenRejectedError
+from rvmcv_worker.interrupt import StopReason
+from rvmcv_worker.protocol import (
+    GpuStatus,
+    HostStatus,
+    LaneClaims,
+    LeaseRef,
+    LeaseState,
+    WorkerStatus,
+)
+from rvmcv_worker.state import Lane
+from rvmcv_worker.workspace import measure
+
+#: Seconds between two reports until RVM-Server sets its own.
+_IDLE_S, _BUSY_S = 10.0, 3.0
+#: Least seconds between two reports that a change of state asks for.
+_GAP_S = 0.2
+_MB = 1024 * 1024
+_GB = 1024 * _MB
+
+
+class Heartbeat(threading.Thread):
+    """One thread for the daemon's life."""
+
+    def __init__(self, services: Services, lanes: frozenset[Lane]) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._services = services
+        self._lanes = lanes
+        self._start_s = time.monotonic()
+        self._idle_s, self._busy_s = _IDLE_S, _BUSY_S
+        self._missing_said = False
+        self._closing = threading.Event()
+        psutil.cpu_percent()  # the first reading has nothing to compare with
+
+    def run(self) -> None:
+        """Report at the interval, and at once when something changed."""
+        condition, scaled = self._services.condition, self._services.settings.scaled
+        while not self._closing.is_set():
+            condition.changed.clear()
+            self.beat()
+            interval_s = self._busy_s if condition.running() else self._idle_s
+            if condition.changed.wait(scaled(interval_s)):
+                self._closing.wait(scaled(_GAP_S))
+
+    def close(self) -> None:
+        """Send nothing more; does not wait for a report on its way."""
+        self._closing.set()
+        self._services.condition.changed.set()
+
+    def beat(self) -> None:
+        """Send one report and do what the answer says."""
+        condition = self._services.condition
+        running = {job.job_id: job for job in condition.running()}
+        try:
+            answer = self._services.controller.worker_status(self._status())
+        except ProtocolMissingError as error:
+            if not self._missing_said:
+                logger.warning("{}; leases are kept by progress reports", error)
+                self._missing_said = True
+            return
+        except TokenRejectedError as error:
+            if condition.degrade("token", str(error)):
+                logger.error("{}; claims stop, running jobs go on", error)
+            return
+        except ControllerError as error:
+            logger.debug("worker status not delivered: {}", error)
+            return
+        for job_id, lease in answer.leases.items():
+            if (job := running.get(job_id)) is None:
+                continue
+            if lease is LeaseState.CANCEL:
+                job.interrupt.request(StopReason.CANCELLED)
+            elif lease is LeaseState.LOST:
+                job.interrupt.request(StopReason.FENCED, "RVM-Server says that the lease is lost")
+        condition.want(answer.desired_state)
+        self._idle_s, self._busy_s = answer.interval_s.idle, answer.interval_s.busy
+
+    def _status(self) -> WorkerStatus:
+        services = self._services
+        condition = services.condition
+        memory = psutil.virtual_memory()
+        return WorkerStatus(
+            worker_id=services.settings.worker.id,
+            instance_id=services.instance_id,
+            version=__version__,
+            state=condition.state(),
+            reasons=condition.reasons(),
+            claims=LaneClaims(
+                **{lane.value: lane in self._lanes and condition.claims(lane) for lane in Lane}
+            ),
+            uptime_s=int(time.monotonic() - self._start_s),
+            sandbox=services.sandbox.name,
+            gpus=[GpuStatus.model_validate(vars(gpu)) for gpu in services.gpus.read()],
+            host=HostStatus(
+                cpu_pct=psutil.cpu_percent(),
+                memory_used_mb=(memory.total - memory.available) // _MB,
+                memory_total_mb=memory.total // _MB,
+                disk_free_gb=round(psutil.disk_usage(str(services.settings.work_dir)).free / _GB, 1),
+                workspace_gb=round(measure(services.settings.work_dir).bytes / _GB, 3),
+            ),
+            jobs=condition.totals(outbox=len(services.ledger.outbox())),
+            leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],
+        )

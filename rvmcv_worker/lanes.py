@@ -1,0 +1,179 @@
+"""A lane: poll, claim, hand to a job type, while it has free slots."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+
+from loguru import logger
+
+from rvmcv_worker.attempt import Services, failed_report, run_attempt
+from rvmcv_worker.controller import (
+    ControllerError,
+    PollAbandonedError,
+    RequestRejectedError,
+    TokenRejectedError,
+)
+from rvmcv_worker.errors import FencedError, InvalidJobError, JobError, UnsupportedJobError
+from rvmcv_worker.jobs.job_type import JobType
+from rvmcv_worker.protocol import Claim, JobOffer, MalformedJob
+from rvmcv_worker.slots import Slots
+from rvmcv_worker.state import Lane
+
+#: Least seconds between two polls that led to no claim.
+_POLL_GAP_S = 1.0
+#: A refused job is left alone so long, doubling up to the maximum.
+_REFUSED_S, _REFUSED_MAX_S = 1.0, 300.0
+
+
+class Refusals:
+    """Jobs whose claim failed, and until when they are left alone."""
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self._until: dict[str, tuple[float, float]] = {}
+
+    def note(self, job_id: str) -> None:
+        """Leave the job alone for twice as long as the last time."""
+        now_s = time.monotonic()
+        self._until = {key: value for key, value in self._until.items() if now_s < value[0] + value[1]}
+        _, last_s = self._until.get(job_id, (0.0, _REFUSED_S * self._scale / 2))
+        wait_s = min(last_s * 2, _REFUSED_MAX_S * self._scale)
+        self._until[job_id] = (now_s + wait_s, wait_s)
+
+    def holds(self, job_id: str) -> bool:
+        """Whether the job is still to be left alone."""
+        until_s, _ = self._until.get(job_id, (0.0, 0.0))
+        return time.monotonic() < until_s
+
+
+class LaneLoop(threading.Thread):
+    """One lane's thread; it never waits for another lane, and a stop never waits for its held poll."""
+
+    def __init__(self, lane: Lane, job_types: Mapping[str, JobType], slots: Slots, services: Services) -> None:
+        super().__init__(name=f"lane-{lane.value}", daemon=True)
+        self.lane = lane
+        self._job_types = {name: kind for name, kind in job_types.items() if kind.lane is lane}
+        self._slots = slots
+        self._services = services
+        self._refusals = Refusals(services.settings.timing.scale)
+        self._fault = f"server-{lane.value}"
+
+    def run(self) -> None:
+        """Poll while there are free slots and nothing forbids claiming."""
+        condition, retry = self._services.condition, self._services.retry
+        backoff = retry.backoff()
+        while not condition.stopping.is_set():
+            if not self._slots.wait(1.0):
+                continue
+            if not condition.claims(self.lane, despite="token"):
+                condition.stopping.wait(self._services.settings.scaled(_POLL_GAP_S))
+                continue
+            try:
+                pause_s = self._poll()
+            except PollAbandonedError:
+                return
+            except ControllerError as error:
+                self._degraded(error)
+                condition.stopping.wait(backoff.next_s(error))
+                retry.before_retry(error)
+            else:
+                backoff.reset()
+                for source in ("token", self._fault):
+                    if condition.recover(source):
+                        logger.info("RVM-Server answers again: lane {} claims", self.lane.value)
+                if pause_s > 0:
+                    condition.stopping.wait(pause_s)
+
+    def _degraded(self, error: ControllerError) -> None:
+        rejected = isinstance(error, TokenRejectedError)
+        source = "token" if rejected else self._fault
+        if self._services.condition.degrade(source, str(error), frozenset(Lane) if rejected else frozenset()):
+            logger.warning("{}; running jobs go on, lane {} waits", error, self.lane.value)
+
+    def _poll(self) -> float:
+        """Ask for jobs and start those that are claimed; returns the seconds to pause before the next poll."""
+        settings = self._services.settings
+        start_s = time.monotonic()
+        offers = self._services.controller.offer(
+            self.lane.value,
+            slots=self._slots.free(),
+            gpus_free=self._slots.gpus_free(),
+            job_types=sorted(self._job_types),
+            wait_s=settings.server.poll_wait_s,
+        )
+        claimed = 0
+        for offer in offers.jobs:
+            if self._services.condition.stopping.is_set():
+                return 0.0
+            claimed += self._consider(offer)
+        if claimed:
+            return 0.0
+        gap_s = settings.scaled(_POLL_GAP_S) - (time.monotonic() - start_s)
+        return max(gap_s, offers.retry_after_s or 0.0)
+
+    def _consider(self, offer: JobOffer | MalformedJob) -> bool:
+        """Claim one offered job and start it; False when it was not to be had."""
+        if isinstance(offer, MalformedJob):
+            logger.error("RVM-Server offers a job that does not validate: {}", offer.reason)
+            return offer.job_id is not None and self._refuse(offer.job_id, InvalidJobError(offer.reason))
+        job_type = self._job_types.get(offer.job_type)
+        if job_type is None:
+            known = ", ".join(sorted(self._job_types))
+            wrong = f"this worker's lane {self.lane.value} has no job type {offer.job_type!r}, only {known}"
+            return self._refuse(offer.job_id, UnsupportedJobError(wrong))
+        if self._left_alone(offer.job_id) or (place := self._slots.take()) is None:
+            return False
+        claim = self._claim(offer.job_id, offer.job_type)
+        if claim is None:
+            self._slots.give_back(place)
+            return False
+        threading.Thread(
+            target=self._work, args=(job_type, offer, claim, place), name=f"job-{offer.job_id}", daemon=True
+        ).start()
+        return True
+
+    def _left_alone(self, job_id: str) -> bool:
+        return self._refusals.holds(job_id) or self._services.ledger.knows(job_id)
+
+    def _refuse(self, job_id: str, error: JobError) -> bool:
+        """Claim a job that cannot be run, only to fail it with what is wrong; True when that was done."""
+        if self._left_alone(job_id) or (claim := self._claim(job_id, "unknown")) is None:
+            return False
+        settings = self._services.settings
+        logger.bind(job_id=job_id).warning("failed: {}: {}", error.code, error.message)
+        self._services.ledger.finish(job_id, failed_report(settings, job_id, claim.lease_token, error))
+        self._services.outbox.wake()
+        return True
+
+    def _claim(self, job_id: str, job_type: str) -> Claim | None:
+        """Claim under one `claim_id` until RVM-Server has said yes or no; None is no."""
+        claim_id = str(uuid.uuid4())
+        ledger, retry = self._services.ledger, self._services.retry
+        ledger.begin_claim(job_id, job_type, claim_id)
+        backoff = retry.backoff()
+        while True:
+            try:
+                claim = self._services.controller.claim(job_id, claim_id)
+            except (FencedError, RequestRejectedError) as error:
+                logger.info("claim of {} refused: {}", job_id, error)
+                ledger.forget(job_id)
+                self._refusals.note(job_id)
+                return None
+            except ControllerError as error:
+                self._degraded(error)
+                if self._services.condition.stopping.wait(backoff.next_s(error)):
+                    return None  # the ledger knows the claim: the next start repeats and hands it back
+                retry.before_retry(error)
+            else:
+                ledger.claimed(job_id, claim.attempt, claim.lease_token)
+                return claim
+
+    def _work(self, job_type: JobType, offer: JobOffer, claim: Claim, place: tuple[int, ...]) -> None:
+        try:
+            run_attempt(self._services, job_type, offer, claim, place)
+        finally:
+            self._slots.give_back(place)
+

@@ -1,0 +1,226 @@
+"""What the worker must not forget: claims in progress, and final reports not yet accepted.
+
+One SQLite file (WAL, synchronous=FULL), mode 0600 because lease tokens lie in it. Each step of a job
+is written here before it happens, so a start after a crash knows what to hand back and deliver.
+Schema changes are additive; `user_version` counts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+#: Final reports older than this are given up, in seconds.
+OUTBOX_KEEP_S = 7 * 24 * 3600.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS claims (
+    job_id TEXT PRIMARY KEY,
+    job_type TEXT NOT NULL,
+    claim_id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    attempt INTEGER,
+    lease_token TEXT,
+    changed_at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL,
+    finish_id TEXT NOT NULL UNIQUE,
+    body TEXT NOT NULL,
+    courtesy TEXT,
+    created_at REAL NOT NULL
+);
+"""
+_SCHEMA_VERSION = 1
+
+
+class ClaimState(enum.Enum):
+    """How far an attempt has come, as a start after a crash needs to know it."""
+
+    CLAIMING = "claiming"  #: the claim is on its way; whether RVM-Server accepted it is not known
+    CLAIMED = "claimed"  #: the attempt is ours: fetching and preparing
+    RUNNING = "running"  #: the job's child runs
+    PUBLISHING = "publishing"  #: objects and model go out; inert until the final report
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """An attempt that has no final report yet."""
+
+    job_id: str
+    job_type: str
+    claim_id: str
+    state: ClaimState
+    attempt: int | None
+    lease_token: str | None
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """A final report that RVM-Server has not accepted yet."""
+
+    seq: int
+    job_id: str
+    finish_id: str
+    body: dict[str, Any]
+    #: Fields of the `training-complete` call that follows the report, if any.
+    courtesy: dict[str, Any] | None
+    created_at: float
+
+
+class Ledger:
+    """The daemon's memory on disk; every method is one transaction, callable from any thread."""
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.Lock()
+        self._file = file
+        try:
+            self._db = self._open(file)
+        except sqlite3.DatabaseError as error:
+            aside = file.with_name(f"{file.name}.broken-{int(time.time())}")
+            file.replace(aside)
+            for suffix in ("-wal", "-shm"):
+                file.with_name(file.name + suffix).unlink(missing_ok=True)
+            logger.error("ledger {} cannot be read ({}): set aside as {}, starting empty", file, error, aside)
+            self._db = self._open(file)
+
+    @staticmethod
+    def _open(file: Path) -> sqlite3.Connection:
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found > _SCHEMA_VERSION:
+            logger.warning("ledger {} was written by a newer worker (schema {})", file, found)
+        db.executescript(_SCHEMA)
+        if found < _SCHEMA_VERSION:
+            db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        return db
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def begin_claim(self, job_id: str, job_type: str, claim_id: str) -> None:
+        """Note a claim before its request goes out."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO claims (job_id, job_type, claim_id, state, changed_at) VALUES (?, ?, ?, ?, ?)",
+                (job_id, job_type, claim_id, ClaimState.CLAIMING.value, time.time()),
+            )
+
+    def claimed(self, job_id: str, attempt: int, lease_token: str) -> None:
+        """Note that RVM-Server accepted the claim."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE claims SET state = ?, attempt = ?, lease_token = ?, changed_at = ? WHERE job_id = ?",
+                (ClaimState.CLAIMED.value, attempt, lease_token, time.time(), job_id),
+            )
+
+    def enter(self, job_id: str, state: ClaimState) -> None:
+        """Note the next step of an attempt before it is taken."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE claims SET state = ?, changed_at = ? WHERE job_id = ?",
+                (state.value, time.time(), job_id),
+            )
+
+    def finish(self, job_id: str, body: dict[str, Any], courtesy: dict[str, Any] | None = None) -> None:
+        """End an attempt: its final report enters the outbox as the claim leaves, in one transaction."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO outbox (job_id, finish_id, body, courtesy, created_at) VALUES (?, ?, ?, ?, ?)",
+                (
+                    job_id,
+                    body["finish_id"],
+                    json.dumps(body, allow_nan=False),
+                    json.dumps(courtesy, allow_nan=False) if courtesy else None,
+                    time.time(),
+                ),
+            )
+            db.execute("DELETE FROM claims WHERE job_id = ?", (job_id,))
+
+    def forget(self, job_id: str) -> None:
+        """Drop a claim without a report: it was refused, or the attempt was fenced."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM claims WHERE job_id = ?", (job_id,))
+
+    def delivered(self, seq: int) -> None:
+        """Drop a final report that was accepted, or that nobody wants any more."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+
+    def replace_report(self, seq: int, body: dict[str, Any]) -> None:
+        """Put another body in a report's place, under the same place in the order."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE outbox SET body = ?, finish_id = ? WHERE seq = ?",
+                (json.dumps(body, allow_nan=False), body["finish_id"], seq),
+            )
+
+    def claims(self) -> list[ClaimRow]:
+        """Every attempt without a final report."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM claims ORDER BY changed_at").fetchall()
+        return [
+            ClaimRow(
+                job_id=row["job_id"],
+                job_type=row["job_type"],
+                claim_id=row["claim_id"],
+                state=ClaimState(row["state"]),
+                attempt=row["attempt"],
+                lease_token=row["lease_token"],
+            )
+            for row in rows
+        ]
+
+    def outbox(self) -> list[OutboxRow]:
+        """Every final report that waits, oldest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM outbox ORDER BY seq").fetchall()
+        return [
+            OutboxRow(
+                seq=row["seq"],
+                job_id=row["job_id"],
+                finish_id=row["finish_id"],
+                body=json.loads(row["body"]),
+                courtesy=json.loads(row["courtesy"]) if row["courtesy"] else None,
+                created_at=row["created_at"],
+            )
+            for row in rows
+        ]
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the job is claimed here or its final report still waits: it is not claimed again."""
+        with self._lock:
+            found = self._db.execute(
+                "SELECT 1 FROM claims WHERE job_id = ? UNION ALL SELECT 1 FROM outbox WHERE job_id = ? LIMIT 1",
+                (job_id, job_id),
+            ).fetchone()
+        return found is not None
+
+    def close(self) -> None:
+        """Close the file; nothing is lost, each step was committed."""
+        with self._lock:
+            self._db.close()

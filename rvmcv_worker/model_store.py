@@ -1,0 +1,227 @@
+"""Weights by sha256 on disk: a cache, never a source of truth."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import BinaryIO
+
+from loguru import logger
+
+from rvmcv_worker.errors import ChecksumMismatchError, InvalidJobError, ModelUnavailableError
+from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.partial_file import new_file
+from rvmcv_worker.storage import Storage
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 1024 * 1024
+#: An unfinished file this old was left by a daemon that was killed.
+_STALE_S = 24 * 3600.0
+
+
+class ModelStore:
+    """A directory of weights, each file named by its sha256 and read-only; safe for several threads.
+
+    A file is never linked into a workspace but copied, and hashed while it is: what lies here stays
+    out of reach of jobs, and what a job gets has the hash that it asked for.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int) -> None:
+        self._directory = directory
+        self._limit_bytes = limit_bytes
+        self._names = directory / "names.json"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+
+    def get(self, sha256: str) -> Path | None:
+        """The file of that hash, hashed again now; None when there is none or it was corrupted."""
+        path = self._path(sha256)
+        try:
+            found = _hash(path)
+        except FileNotFoundError:
+            return None
+        if found != sha256:
+            path.unlink(missing_ok=True)
+            logger.warning(
+                "model store: {} had the bytes of {}: removed, it will be fetched again", path, found
+            )
+            return None
+        os.utime(path)  # the time of its last use, which `trim` goes by
+        return path
+
+    def add(self, file: Path, *, name: str | None = None) -> str:
+        """Take a copy of a file, under `name` for when RVM-Server does not know that; returns its sha256."""
+        part = self._part()
+        try:
+            with file.open("rb") as source, new_file(part) as target:
+                sha256 = _copy(source, target)
+            self._take_in(part, sha256)
+        finally:
+            part.unlink(missing_ok=True)
+        if name:
+            self._write_names({**self._read_names(), name: sha256})
+        return sha256
+
+    def fetch_base_model(
+        self,
+        wanted: str,
+        *,
+        expected_sha256: str | None,
+        storage: Storage,
+        max_bytes: int,
+        interrupt: Interrupt,
+    ) -> str:
+        """Have the model of that name, version or sha256 in the store; returns its sha256.
+
+        Only RVM-Server and this store are asked, never the internet. For a name RVM-Server says each
+        time which bytes it stands for now; a hash that was asked for is that hash or an error.
+        Raises `ModelUnavailableError`, `ModelInvalidError` (too large), `ChecksumMismatchError`.
+        """
+        expected = _expected(wanted, expected_sha256)
+        promised = expected or storage.promised_model_sha256(wanted)
+        if promised and self.get(promised):
+            return promised
+        part = self._part()
+        try:
+            fetched = storage.fetch_model(
+                wanted, part, max_bytes=max_bytes, sha256=expected, interrupt=interrupt
+            )
+            self._take_in(part, fetched.sha256)
+        except ModelUnavailableError:
+            named = self._read_names().get(wanted)
+            if named is None or expected not in (None, named) or self.get(named) is None:
+                raise
+            logger.warning(
+                "model {}: not to be had from RVM-Server, taken from the store ({})", wanted, named
+            )
+            return named
+        finally:
+            part.unlink(missing_ok=True)
+        self.trim(keep={fetched.sha256})
+        return fetched.sha256
+
+    def place(self, sha256: str, dest: Path) -> None:
+        """Copy the model to `dest` (new, mode 0600).
+
+        Raises `ModelUnavailableError`, `ChecksumMismatchError`.
+        """
+        path = self._path(sha256)
+        try:
+            source = path.open("rb")
+        except FileNotFoundError:
+            raise ModelUnavailableError(
+                f"the model {sha256} is no longer in the worker's store; try again"
+            ) from None
+        with source, new_file(dest) as target:
+            found = _copy(source, target)
+        if found != sha256:
+            dest.unlink()
+            path.unlink(missing_ok=True)
+            raise ChecksumMismatchError(
+                f"the worker's copy of the model {sha256} had become {found}; it was removed,"
+                " and is fetched again by the next job"
+            )
+
+    def trim(self, *, keep: Collection[str] = ()) -> list[str]:
+        """Remove the least recently used until the limit is kept, but the last used; returns what went."""
+        self._remove_stale()
+        held = []
+        for path in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if _SHA256.fullmatch(path.name):
+                    held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        held.sort()
+        total_bytes = sum(size_bytes for _, size_bytes, _ in held)
+        removed = []
+        for _, size_bytes, path in held[:-1]:
+            if total_bytes <= self._limit_bytes:
+                break
+            if path.name in keep:
+                continue
+            path.unlink(missing_ok=True)
+            total_bytes -= size_bytes
+            removed.append(path.name)
+        if removed:
+            logger.info(
+                "model store: {} models removed, the limit is {} bytes", len(removed), self._limit_bytes
+            )
+        return removed
+
+    def _path(self, sha256: str) -> Path:
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError("not a sha256 in lower case")
+        return self._directory / sha256
+
+    def _part(self) -> Path:
+        return self._directory / f".part-{secrets.token_hex(8)}"
+
+    def _take_in(self, part: Path, sha256: str) -> None:
+        """Give a whole file its name; after a power cut it is there whole or not at all."""
+        part.chmod(0o400)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(self._path(sha256))
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _remove_stale(self) -> None:
+        for path in self._directory.glob(".part-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
+
+    def _read_names(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._names.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            logger.warning("model store: {} cannot be read: its names are forgotten", self._names)
+            return {}
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {
+            name: sha256 for name, sha256 in pairs if isinstance(sha256, str) and _SHA256.fullmatch(sha256)
+        }
+
+    def _write_names(self, names: dict[str, str]) -> None:
+        part = self._part()
+        with new_file(part) as file:
+            file.write(json.dumps(names, indent=1, sort_keys=True).encode())
+        part.rename(self._names)
+
+
+def _expected(wanted: str, expected_sha256: str | None) -> str | None:
+    expected = expected_sha256.lower() if expected_sha256 else None
+    by_hash = wanted.lower() if _SHA256.fullmatch(wanted.lower()) else None
+    if by_hash and expected not in (None, by_hash):
+        raise InvalidJobError(
+            f"the model is asked for as {by_hash} and as {expected}; leave one of the two out"
+        )
+    return expected or by_hash
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> str:
+    """Copy to the end; returns the sha256 of what was copied."""
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        target.write(chunk)
+    return digest.hexdigest()
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

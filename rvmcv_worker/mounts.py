@@ -1,0 +1,104 @@
+"""What a child finds behind the wall, as bubblewrap's options; whatever is not named here is not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import rvmcv_worker
+from rvmcv_worker.errors import InternalError
+from rvmcv_worker.launch import SandboxUnavailableError
+from rvmcv_worker.workspace import Workspace
+
+#: The private in-memory directories.
+TMP = Path("/tmp")  # noqa: S108 - behind the wall it is the child's alone
+SHM = Path("/dev/shm")  # noqa: S108
+
+_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_ETC = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/alternatives")
+#: Directories that hold more than an interpreter.
+_TOO_MUCH = ("/", "/etc", "/home", "/opt", "/root", "/run", "/srv", "/tmp", "/var")  # noqa: S108 - not written to
+_SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+
+
+def system_mounts(tmpfs_bytes: Mapping[Path, int], *, can_size: bool) -> list[str]:
+    """Mount a system reduced to what Python needs, and empty in-memory directories of at most these sizes."""
+    options = ["--ro-bind", "/usr", "/usr"]
+    for name in _SYSTEM:
+        path = Path("/", name)
+        if path.is_symlink():
+            options += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            options += ["--ro-bind", str(path), str(path)]
+    # A daemon that is root stays the owner of /proc/sys inside, and a job could set core_pattern.
+    options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+    for directory, size in tmpfs_bytes.items():
+        options += [*(("--size", str(size)) if can_size else ()), "--tmpfs", str(directory)]
+    for name in (*_ETC, *_SYS):
+        options += ["--ro-bind-try", name, name]
+    return options
+
+
+def gpu_mounts(gpus: Sequence[int]) -> list[str]:
+    """Mount the devices of these GPUs; raises `InternalError` when one is not there."""
+    if not gpus:
+        return []
+    options: list[str] = []
+    for path in [*(f"/dev/nvidia{number}" for number in gpus), "/dev/nvidiactl", "/dev/nvidia-uvm"]:
+        if not Path(path).exists():
+            raise InternalError(
+                f"{path} is not there: run `nvidia-modprobe -u` as root, and `nvidia-smi` to check"
+            )
+        options += ["--dev-bind", path, path]
+    for path in ("/dev/nvidia-uvm-tools", "/sys/bus/pci", "/sys/module/nvidia", "/sys/module/nvidia_uvm"):
+        options += ["--dev-bind-try" if path.startswith("/dev") else "--ro-bind-try", path, path]
+    for pci in sorted(Path("/sys/devices").glob("pci*")):  # what the links in /sys/bus/pci lead to
+        options += ["--ro-bind", str(pci), str(pci)]
+    return options
+
+
+def job_mounts(workspace: Workspace, writable: str, readable: Sequence[str]) -> list[str]:
+    """Mount the job's directories at `/job`."""
+    options = ["--dir", "/job"]
+    for name in ("in", *readable):
+        options += ["--ro-bind", str(workspace.root / name), f"/job/{name}"]
+    return [*options, "--bind", str(workspace.child_dir(writable)), f"/job/{writable}"]
+
+
+def python_directories() -> list[Path]:
+    """Return where the interpreter and this package lie, with every link on the way to the interpreter."""
+    found = [
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        Path(sys.prefix).resolve(),
+        Path(sys.base_prefix).resolve(),
+    ]
+    hop = Path(sys.executable)
+    while hop.is_symlink():
+        hop = Path(os.path.normpath(hop.parent / hop.readlink()))
+        found.append(hop.parent.parent)  # PREFIX/bin/python; the prefix itself may be a link
+    # The package alone and not its parent: of an editable install that is the whole working tree.
+    package = Path(rvmcv_worker.__file__).parent
+    return [*found, package, package.resolve()]
+
+
+def python_mounts(directories: Sequence[Path], hide: Sequence[Path]) -> list[str]:
+    """Mount `directories` read-only, without what lies below `hide`; raises `SandboxUnavailableError`."""
+    too_much = {Path.home(), *map(Path, _TOO_MUCH)}
+    mounted = [Path("/usr")]
+    options: list[str] = []
+    for path in sorted(set(directories), key=lambda path: len(path.parts)):
+        if any(path.is_relative_to(above) for above in mounted):
+            continue
+        if path in too_much:
+            raise SandboxUnavailableError(
+                f"Python lies right in {path}, which no job may see: install into a venv"
+            )
+        mounted.append(path)
+        options += ["--ro-bind", str(path), str(path)]
+    for path in hide:
+        if any(path.is_relative_to(above) for above in mounted) and path.is_dir():
+            options += ["--tmpfs", str(path), "--remount-ro", str(path)]
+    return options

@@ -1,0 +1,146 @@
+"""Delivers final reports: each waits in the ledger until it is accepted, fenced, or seven days old."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from loguru import logger
+
+from rvmcv_worker.controller import (
+    Controller,
+    ControllerError,
+    RequestRejectedError,
+    TooLargeError,
+)
+from rvmcv_worker.errors import FencedError, InternalError
+from rvmcv_worker.ledger import OUTBOX_KEEP_S, Ledger, OutboxRow
+from rvmcv_worker.protocol import TrainingComplete
+from rvmcv_worker.retry import Retry
+from rvmcv_worker.state import Condition
+
+#: Final reports refused in a row that make the worker `degraded`.
+_REJECTED_LIMIT = 3
+#: Tries for `training-complete`, a courtesy that nothing waits for.
+_COURTESY_TRIES = 3
+
+
+class Outbox(threading.Thread):
+    """One thread for the daemon's life; `wake` it when a report was put into the ledger."""
+
+    def __init__(
+        self, ledger: Ledger, controller: Controller, retry: Retry, condition: Condition, rejected_dir: Path
+    ) -> None:
+        super().__init__(name="outbox", daemon=True)
+        self._ledger = ledger
+        self._controller = controller
+        self._retry = retry
+        self._condition = condition
+        self._rejected_dir = rejected_dir
+        self._rejected_in_row = 0
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._empty = threading.Condition()
+
+    def wake(self) -> None:
+        """There is something new to deliver."""
+        self._wake.set()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to deliver; False when that took longer than `timeout_s`."""
+        self.wake()
+        with self._empty:
+            return self._empty.wait_for(lambda: not self._ledger.outbox(), timeout_s)
+
+    def close(self) -> None:
+        """Stop delivering; what is left waits for the next start."""
+        self._closing.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Deliver what is due, oldest first; wait; again."""
+        backoff = self._retry.backoff()
+        while not self._closing.is_set():
+            self._wake.clear()
+            try:
+                self._deliver_due()
+            except ControllerError as error:
+                delay_s = backoff.next_s(error)
+                logger.warning("final reports wait {:.0f} s: {}", delay_s, error)
+                self._closing.wait(delay_s)
+                self._retry.before_retry(error)
+                continue
+            backoff.reset()
+            with self._empty:
+                self._empty.notify_all()
+            self._wake.wait()
+
+    def _deliver_due(self) -> None:
+        """Deliver every report whose attempt has wiped its workspace; the others wake us when they have."""
+        busy = {job.job_id for job in self._condition.running()}
+        for row in self._ledger.outbox():
+            if row.job_id not in busy:
+                self._deliver(row)
+
+    def _deliver(self, row: OutboxRow) -> None:
+        log = logger.bind(job_id=row.job_id)
+        if time.time() - row.created_at > OUTBOX_KEEP_S:
+            log.error("final report given up after seven days: RVM-Server never took it")
+            self._ledger.delivered(row.seq)
+            return
+        try:
+            self._controller.finish(row.body)
+        except FencedError as error:
+            log.warning("final report not wanted ({}): result discarded", error.reason)
+        except (RequestRejectedError, TooLargeError) as error:
+            self._rejected(row, error)
+            return
+        else:
+            log.info("final report accepted: {}", row.body["status"])
+            self._rejected_in_row = 0
+            self._condition.recover("reports")
+            self._be_courteous(row)
+        self._ledger.delivered(row.seq)
+
+    def _rejected(self, row: OutboxRow, error: ControllerError) -> None:
+        """Keep the refused body on disk; send a minimal one once, which ends the job at least."""
+        log = logger.bind(job_id=row.job_id)
+        self._rejected_dir.mkdir(mode=0o700, exist_ok=True)
+        kept = self._rejected_dir / f"{row.finish_id}.json"
+        kept.write_text(json.dumps(row.body, indent=1))
+        kept.chmod(0o600)
+        self._rejected_in_row += 1
+        if self._rejected_in_row >= _REJECTED_LIMIT:
+            self._condition.degrade("reports", f"RVM-Server refuses final reports: {error}", frozenset())
+        if "timings" not in row.body:  # only the minimal report below goes without
+            log.error("RVM-Server refused even a minimal final report ({}); kept as {}", error, kept)
+            self._ledger.delivered(row.seq)
+            return
+        log.error("RVM-Server refused the final report ({}); kept as {}, a minimal one follows", error, kept)
+        wrong = InternalError(f"RVM-Server refused the final report, kept on the worker as {kept}: {error}")
+        body = {
+            **{key: row.body[key] for key in ("event", "job_id", "lease_token")},
+            "finish_id": str(uuid.uuid4()),
+            "status": "failed",
+            "error": wrong.to_wire(),
+        }
+        self._ledger.replace_report(row.seq, body)
+        self._wake.set()
+
+    def _be_courteous(self, row: OutboxRow) -> None:
+        if row.courtesy is None:
+            return
+        log = logger.bind(job_id=row.job_id)
+        delays = self._retry.delays()
+        for _ in range(_COURTESY_TRIES):
+            try:
+                self._controller.training_complete(TrainingComplete.model_validate(row.courtesy))
+            except (ControllerError, FencedError) as error:
+                log.info("training-complete not taken, which changes nothing: {}", error)
+            else:
+                return
+            if self._closing.wait(next(delays)):
+                return

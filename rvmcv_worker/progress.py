@@ -1,0 +1,128 @@
+"""How far a job is, told to RVM-Server: the newest state wins, but no epoch is lost.
+
+A thread of its own per job, so that a slow server delays no job. Each accepted report renews the
+lease, and its answer may say `cancel`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from loguru import logger
+
+from rvmcv_worker.controller import Controller, ControllerError
+from rvmcv_worker.errors import FencedError
+from rvmcv_worker.interrupt import Interrupt, StopReason
+from rvmcv_worker.protocol import Directive, progress_of
+from rvmcv_worker.retry import Retry, RetryStoppedError
+
+
+class ProgressReporter:
+    """Tells RVM-Server how one attempt gets on; a context manager around the attempt."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        retry: Retry,
+        *,
+        job_id: str,
+        lease_token: str,
+        interval_s: float,
+        keep_alive_s: float,
+        interrupt: Interrupt,
+    ) -> None:
+        self._controller = controller
+        self._retry = retry
+        self._job_id = job_id
+        self._lease_token = lease_token
+        self._interval_s = interval_s
+        self._keep_alive_s = keep_alive_s
+        self._interrupt = interrupt
+        self._wake = threading.Condition()
+        self._sending = threading.Lock()
+        self._state: dict[str, Any] = {"fraction": 0.0}
+        self._history: list[dict[str, Any]] = []
+        self._seq = 0
+        self._dirty = True
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"progress-{job_id}", daemon=True)
+
+    def __enter__(self) -> ProgressReporter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def update(self, **progress: Any) -> None:
+        """Take in what a child or the daemon knows anew; entries of `history` are kept until acknowledged."""
+        with self._wake:
+            self._history += progress.pop("history", [])
+            self._state.update(progress)
+            self._dirty = True
+            self._wake.notify()
+
+    def confirm(self, phase: str) -> None:
+        """Report `phase` and wait for the word to go on; raises when told to end instead."""
+        self.update(phase=phase)
+        log = logger.bind(job_id=self._job_id)
+        with contextlib.suppress(RetryStoppedError):
+            self._retry.call(
+                self._send,
+                stop=self._interrupt,
+                told=lambda error, wait_s: log.warning("{} waits {:.0f} s: {}", phase, wait_s, error),
+            )
+        self._interrupt.check()
+
+    def _run(self) -> None:
+        backoff = self._retry.backoff()
+        next_s = time.monotonic()
+        while True:
+            with self._wake:
+                due_s = next_s if self._dirty else next_s + self._keep_alive_s
+                while not self._closed and (left_s := due_s - time.monotonic()) > 0:
+                    self._wake.wait(left_s)
+                    due_s = next_s if self._dirty else due_s
+                if self._closed:
+                    return
+            try:
+                self._send()
+            except ControllerError as error:
+                logger.bind(job_id=self._job_id).debug("progress not delivered: {}", error)
+                next_s = time.monotonic() + max(backoff.next_s(error), self._interval_s)
+                self._retry.before_retry(error)
+            else:
+                backoff.reset()
+                next_s = time.monotonic() + self._interval_s
+
+    def _send(self) -> None:
+        with self._sending:
+            with self._wake:
+                self._seq += 1
+                seq, sent = self._seq, len(self._history)
+                body = {**self._state, "history": list(self._history)} if sent else dict(self._state)
+                self._dirty = False
+            try:
+                directive = self._controller.progress(
+                    self._job_id, self._lease_token, seq, progress_of(body)
+                )
+            except FencedError as error:
+                if not self._closed:
+                    self._interrupt.request(StopReason.FENCED, error.reason)
+                return
+            except ControllerError:
+                with self._wake:
+                    self._dirty = True
+                raise
+            with self._wake:
+                del self._history[:sent]
+            if directive is Directive.CANCEL:
+                self._interrupt.request(StopReason.CANCELLED)

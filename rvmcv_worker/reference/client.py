@@ -1,0 +1,79 @@
+"""The command line's end of the HTTP API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+#: Seconds to connect, and between two bytes of an answer.
+TIMEOUTS_S = (5, 300)
+
+
+class ClientError(Exception):
+    """The server could not be reached, or refused; the message is for people."""
+
+
+class Client:
+    """Calls with an admin's token."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = url.rstrip("/")
+        self._session = requests.Session()
+        # A .netrc or a proxy variable must not change who gets the token.
+        self._session.trust_env = False
+        self._session.headers.update({"Authorization": f"Bearer {token}", "Accept": "application/json"})
+
+    @staticmethod
+    def parse(value: str) -> Any:
+        """Return a value that was typed: JSON where it is JSON, else the text."""
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+
+    def get(self, path: str) -> Any:
+        """Return what lies there."""
+        return self._call("GET", path)
+
+    def post(self, path: str, body: dict[str, Any] | None) -> Any:
+        """Send a body without its empty fields."""
+        filled = None if body is None else {key: value for key, value in body.items() if value is not None}
+        return self._call("POST", path, json=filled)
+
+    def cancel(self, job_id: str) -> Any:
+        """Cancel a job."""
+        return self._call("DELETE", f"/api/v1/cv/job/{quote(job_id, safe='')}/cancel")
+
+    def upload_dataset(self, file: Path) -> Any:
+        """Store a data set's archive."""
+        with file.open("rb") as source:
+            form = {"data": {"name": file.stem}, "files": {"file": (file.name, source)}}
+            return self._call("POST", "/api/v1/cv/datasets", **form)
+
+    def upload_model(self, file: Path, model_name: str, version: str) -> Any:
+        """Store a model that is usable at once."""
+        with file.open("rb") as source:
+            form = {
+                "data": {"model_name": model_name, "version": version},
+                "files": {"model_file": (file.name, source)},
+            }
+            return self._call("POST", "/api/v1/cv/upload-model", **form)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            answer = self._session.request(
+                method, self._url + path, timeout=TIMEOUTS_S, allow_redirects=False, **arguments
+            )
+        except requests.RequestException as error:
+            raise ClientError(f"{self._url} cannot be reached ({type(error).__name__})") from None
+        try:
+            body = answer.json()
+        except requests.JSONDecodeError:
+            raise ClientError(f"{self._url}{path} answered {answer.status_code}, not with JSON") from None
+        if not answer.ok:
+            raise ClientError(f"{self._url}{path} answered {answer.status_code}: {body.get('message', body)}")
+        return body

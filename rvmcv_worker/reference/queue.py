@@ -1,0 +1,100 @@
+"""The queue: each call is one transaction, and wakes held polls when it left something to offer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from rvmcv_worker.reference import claims, finishes, jobs, leases, offers, wire, workers
+from rvmcv_worker.reference.database import Database
+from rvmcv_worker.reference.progress import take_progress
+from rvmcv_worker.reference.settings import Settings
+from rvmcv_worker.reference.states import JobStatus
+from rvmcv_worker.reference.turn import WAKE, FencedError, Turn
+from rvmcv_worker.reference.wakeup import Wakeup
+
+
+class Queue:
+    """Offers, claims, leases and ends of jobs."""
+
+    def __init__(self, database: Database, settings: Settings, wakeup: Wakeup, lease_key: bytes) -> None:
+        self.wakeup = wakeup
+        #: Notified after every commit.
+        self.changed = threading.Condition()
+        self._database = database
+        self._settings = settings
+        self._lease_key = lease_key
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Open one transaction that writes."""
+        with self._database.write() as session:
+            yield Turn(session, self._database.clock(session), self._settings, self._lease_key)
+        if session.info.get(WAKE):
+            self.wakeup.notify()
+        with self.changed:
+            self.changed.notify_all()
+
+    @contextmanager
+    def look(self) -> Iterator[Turn]:
+        """Open one transaction that only reads."""
+        with self._database.read() as session:
+            yield Turn(session, self._database.clock(session), self._settings, self._lease_key)
+
+    def enqueue(
+        self, job_type: str, config: dict[str, Any], *, priority: int = 0, job_id: str | None = None
+    ) -> str:
+        """Add a job and return its id."""
+        with self.turn() as turn:
+            return jobs.enqueue(turn, job_type, config, priority=priority, job_id=job_id).job_id
+
+    def offer(self, poll: wire.Offer) -> tuple[list[wire.OfferedJob], float | None]:
+        """Return what to offer, and in how many seconds time alone may bring something."""
+        with self.turn() as turn:
+            current = workers.meet(turn, poll.worker_id, str(poll.instance_id))
+            offered = offers.offer(turn, poll) if current else []
+            return offered, None if offered else offers.next_due_s(turn, poll)
+
+    def claim(self, wanted: wire.Claim) -> wire.Claimed:
+        """Give a job to a worker; raises `FencedError`."""
+        with self.turn() as turn:
+            answer = claims.claim(turn, wanted)
+        if isinstance(answer, FencedError):
+            raise answer
+        return answer
+
+    def progress(self, report: wire.ProgressReport) -> wire.Directive:
+        """Take a progress report; raises `FencedError`."""
+        with self.turn() as turn:
+            return take_progress(turn, report)
+
+    def finish(self, report: wire.Finish) -> wire.Accepted:
+        """Take a final report; raises `FencedError`."""
+        with self.turn() as turn:
+            return finishes.finish(turn, report)
+
+    def folder_of(self, job_id: str, lease_token: str) -> str:
+        """Return the folder of an attempt's objects; raises `FencedError`."""
+        with self.turn() as turn:
+            # What is stored is inert, so an attempt may store for as long as it may finish.
+            job, attempt = leases.hold(turn, job_id, lease_token, to_finish=True)
+            return f"{quote(job.job_id, safe='')}/attempt-{attempt.attempt}"
+
+    def worker_status(self, status: wire.WorkerStatus) -> wire.WorkerOrders:
+        """Take a worker's status."""
+        with self.turn() as turn:
+            return workers.take_status(turn, status)
+
+    def cancel(self, job_id: str) -> JobStatus | None:
+        """Cancel a job and return its status; None when there is no such job."""
+        with self.turn() as turn:
+            job = finishes.cancel(turn, job_id)
+            return None if job is None else JobStatus(job.status)
+
+    def reap(self) -> None:
+        """Queue the jobs whose leases ran out."""
+        with self.turn() as turn:
+            leases.reap(turn)

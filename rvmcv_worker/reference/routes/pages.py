@@ -1,0 +1,65 @@
+"""Pages for people: the list of jobs, and one page per job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.templating import Jinja2Templates
+from sqlalchemy import select
+from starlette.responses import RedirectResponse, Response
+
+from rvmcv_worker.reference import views
+from rvmcv_worker.reference.auth import AsPageReader
+from rvmcv_worker.reference.jobs import JOB_TABLES, find_job
+from rvmcv_worker.reference.services import InServices
+
+JOBS_SHOWN = 200
+#: Nothing on these pages may run: what they show was written by strangers.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+# Jinja2Templates escapes everything that goes into an .html file.
+_templates = Jinja2Templates(Path(__file__).parent.parent / "pages")
+_templates.env.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def home() -> Response:
+    """Go to the list of jobs."""
+    return RedirectResponse("/jobs")
+
+
+@router.get("/jobs")
+def jobs_page(request: Request, services: InServices, _who: AsPageReader) -> Response:
+    """List jobs of every type, newest first."""
+    with services.queue.look() as turn:
+        found = [
+            job
+            for table in JOB_TABLES
+            for job in turn.session.scalars(select(table).order_by(table.id.desc()).limit(JOBS_SHOWN))
+        ]
+    found.sort(key=lambda job: job.created_at, reverse=True)
+    return _page(request, "jobs.html", {"jobs": [views.summary_of(job) for job in found]})
+
+
+# The id is in the query, since it may hold what browsers take out of a path.
+@router.get("/job")
+def job_page(request: Request, job_id: str, services: InServices, _who: AsPageReader) -> Response:
+    """Show one job."""
+    with services.queue.look() as turn:
+        job = find_job(turn, job_id)
+        if job is None:
+            raise HTTPException(404, "Job not found.")
+        return _page(request, "job.html", {"job": views.view_of(turn, job)})
+
+
+def _page(request: Request, name: str, context: dict[str, Any]) -> Response:
+    return _templates.TemplateResponse(request, name, context, headers=HEADERS)

@@ -1,0 +1,315 @@
+"""A whole server in this process: the HTTP API, its reaper and its store, each in a thread."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+
+from rvmcv_worker.reference import views, wire
+from rvmcv_worker.reference.activation import activate
+from rvmcv_worker.reference.app import make_app
+from rvmcv_worker.reference.database import Clock, Database, database_clock
+from rvmcv_worker.reference.datasets import DatasetShelf
+from rvmcv_worker.reference.embedded_s3 import EmbeddedS3
+from rvmcv_worker.reference.files import received
+from rvmcv_worker.reference.jobs import find_job
+from rvmcv_worker.reference.models import ModelShelf
+from rvmcv_worker.reference.queue import Queue
+from rvmcv_worker.reference.reaper import Reaper
+from rvmcv_worker.reference.services import Services
+from rvmcv_worker.reference.settings import Settings
+from rvmcv_worker.reference.state_file import FILE_NAME, State
+from rvmcv_worker.reference.states import Ability
+from rvmcv_worker.reference.storage import Storage
+from rvmcv_worker.reference.tables import ModelVersion, Worker
+from rvmcv_worker.reference.tokens import Tokens
+from rvmcv_worker.reference.wakeup import Wakeup
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5
+
+
+class ReferenceServer:
+    """Use it as a context manager, or call `start` and `stop`.
+
+    Everything it keeps lies in `data_dir` (a temporary folder when None): a server that is made
+    again on the same folder goes on where the last one stopped; give it the same `port` and
+    `s3_port` when its clients are to find it again.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        *,
+        settings: Settings | None = None,
+        database_url: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        s3_endpoint: str | None = None,
+        s3_access_key: str | None = None,
+        s3_secret_key: str | None = None,
+        s3_port: int = 0,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        clock: Clock = database_clock,
+        s3_clock: Callable[[], float] = time.time,
+        reap: bool = True,
+    ) -> None:
+        self.settings = settings or Settings()
+        self._temporary = None if data_dir else tempfile.TemporaryDirectory(prefix="rvmcv-reference-")
+        self.data_dir = data_dir or Path(self._temporary.name if self._temporary else ".")
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._database_url = database_url or f"sqlite:///{self.data_dir / 'reference.db'}"
+        self._host, self._port, self._s3_port = host, port, s3_port
+        self._external_s3 = s3_endpoint
+        self._s3_keys = (s3_access_key, s3_secret_key)
+        self._tls = (tls_cert, tls_key)
+        self._clock, self._s3_clock = clock, s3_clock
+        self._reap = reap
+
+    def start(self) -> ReferenceServer:
+        """Listen; returns once requests are answered."""
+        earlier = State.load(self.data_dir / FILE_NAME)
+        self._start_storage(earlier)
+        self._database = Database(self._database_url, self._clock)
+        lease_key = earlier.lease_key if earlier else secrets.token_hex(32)
+        self._queue = Queue(self._database, self.settings, Wakeup(), bytes.fromhex(lease_key))
+        self._services = Services(
+            settings=self.settings,
+            queue=self._queue,
+            storage=self._storage,
+            models=ModelShelf(self._queue, self._storage),
+            datasets=DatasetShelf(self._queue, self._storage),
+            tokens=Tokens(self._queue),
+        )
+        self._start_http()
+        self.state = State(
+            url=self.url,
+            worker_token=self._token(earlier.worker_token if earlier else None, Ability.WORKER),
+            admin_token=self._token(earlier.admin_token if earlier else None, Ability.ADMIN),
+            edge_token=self._token(earlier.edge_token if earlier else None, Ability.EDGE),
+            s3_endpoint=self._storage.endpoint,
+            s3_access_key=self._storage.access_key,
+            s3_secret_key=self._storage.secret_key,
+            lease_key=lease_key,
+        )
+        self.state.save(self.data_dir / FILE_NAME)
+        self._reaper = Reaper(self._queue, self.settings.timing.reap_every_s)
+        if self._reap:
+            self._reaper.start()
+        return self
+
+    def stop(self) -> None:
+        """Let held polls go, finish what runs, and close every port."""
+        self._queue.wakeup.close()
+        if self._reap:
+            self._reaper.stop()
+        self._http.should_exit = True
+        self._http_thread.join()
+        self._storage.close()
+        if self._embedded_s3 is not None:
+            self._embedded_s3.stop()
+        self._database.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> ReferenceServer:
+        """Start."""
+        return self.start()
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    @property
+    def s3_endpoint(self) -> str:
+        """Return the store's address, with its scheme."""
+        return self.state.s3_endpoint
+
+    @property
+    def s3_access_key(self) -> str:
+        """Return the name of the store's one user."""
+        return self.state.s3_access_key
+
+    @property
+    def s3_secret_key(self) -> str:
+        """Return that user's secret."""
+        return self.state.s3_secret_key
+
+    @property
+    def worker_token(self) -> str:
+        """Return a token with the ability `worker`."""
+        return self.state.worker_token
+
+    @property
+    def admin_token(self) -> str:
+        """Return a token with the ability `admin`."""
+        return self.state.admin_token
+
+    @property
+    def edge_token(self) -> str:
+        """Return a token with the ability `edge`."""
+        return self.state.edge_token
+
+    def queue_training(
+        self,
+        config: dict[str, Any],
+        *,
+        job_type: str = "yolo11",
+        priority: int = 0,
+        job_id: str | None = None,
+    ) -> str:
+        """Queue a job with exactly this config, bad ones too, and return its id."""
+        return self._queue.enqueue(job_type, config, priority=priority, job_id=job_id)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job as ``GET /job/{job_id}`` shows it. Raises KeyError."""
+        with self._queue.look() as turn:
+            found = find_job(turn, job_id)
+            if found is None:
+                raise KeyError(job_id)
+            return views.view_of(turn, found).model_dump()
+
+    def wait_for_job(
+        self, job_id: str, until: Callable[[dict[str, Any]], bool], timeout_s: float
+    ) -> dict[str, Any]:
+        """Return the job once `until` holds for it. Raises TimeoutError, which shows the job."""
+        ends = time.monotonic() + timeout_s
+        with self._queue.changed:
+            while not until(job := self.job(job_id)):
+                if not self._queue.changed.wait(ends - time.monotonic()):
+                    raise TimeoutError(f"not within {timeout_s} s: {job}")
+        return job
+
+    def wait_until_final(self, job_id: str, timeout_s: float) -> dict[str, Any]:
+        """Return the job once it is completed, failed or cancelled."""
+        return self.wait_for_job(job_id, lambda job: job["finished_at"] is not None, timeout_s)
+
+    def cancel(self, job_id: str) -> str:
+        """Cancel a job and return its status. Raises KeyError."""
+        status = self._queue.cancel(job_id)
+        if status is None:
+            raise KeyError(job_id)
+        return status.value
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the rows of ``ai_model_versions``, newest first."""
+        with self._queue.look() as turn:
+            return [model.model_dump() for model in views.all_models(turn)]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return the workers as they last showed themselves."""
+        with self._queue.look() as turn:
+            return [worker.model_dump() for worker in views.all_workers(turn)]
+
+    def set_desired_state(self, worker_id: str, desired_state: str) -> None:
+        """Tell a worker to run, pause or drain with its next status. Raises for one never seen."""
+        with self._queue.turn() as turn:
+            turn.session.get_one(Worker, worker_id).desired_state = desired_state
+
+    def add_model(self, file: Path, *, model_name: str, version: str, active: bool = False) -> int:
+        """Store a model that is usable at once, as a base model is, and return its id."""
+        upload = wire.ModelUpload(model_name=model_name, version=version)
+        with file.open("rb") as source, received(source) as (copy, found):
+            model_id = self._services.models.add_file(upload, copy, found).id
+        if active:
+            self.activate(model_id)
+        return model_id
+
+    def activate(self, model_id: int) -> None:
+        """Make a model the active one of its name."""
+        with self._queue.turn() as turn:
+            activate(turn, turn.session.get_one(ModelVersion, model_id), by="test")
+
+    def add_dataset(self, file: Path, *, name: str) -> int:
+        """Store a data set's archive and return its id."""
+        with file.open("rb") as source, received(source) as (copy, found):
+            return self._services.datasets.add_file(name, file.name, copy, found).id
+
+    def put_object(self, bucket: str, key: str, file: Path) -> str:
+        """Store a file and return its ``s3://`` path; the buckets are datasets, models, artifacts."""
+        return self._storage.put_file(bucket, key, file)
+
+    def read_object(self, path: str) -> bytes:
+        """Return what lies at an ``s3://`` path."""
+        return b"".join(self._storage.read(path))
+
+    def reap(self) -> None:
+        """Queue the jobs whose leases ran out; for servers that were made with ``reap=False``."""
+        self._queue.reap()
+
+    def _start_storage(self, earlier: State | None) -> None:
+        access_key, secret_key = self._s3_keys
+        if earlier is not None:
+            access_key = access_key or earlier.s3_access_key
+            secret_key = secret_key or earlier.s3_secret_key
+        self._embedded_s3 = None
+        endpoint = self._external_s3
+        if endpoint is None:
+            self._embedded_s3 = EmbeddedS3(
+                self.data_dir / "s3",
+                access_key=access_key,
+                secret_key=secret_key,
+                host=self._host,
+                port=self._s3_port,
+                clock=self._s3_clock,
+            )
+            endpoint = self._embedded_s3.endpoint
+            access_key, secret_key = self._embedded_s3.access_key, self._embedded_s3.secret_key
+        if not access_key or not secret_key:
+            raise ValueError("a store of your own needs its access key and its secret key")
+        self._storage = Storage(endpoint, access_key, secret_key)
+
+    def _start_http(self) -> None:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        # asyncio switches Nagle's algorithm off only where the protocol is named; with it on, an
+        # answer whose head and body are two packets waits 40 ms for the client's delayed ACK.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self._host, self._port))
+        cert, key = self._tls
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self.url = f"{'https' if cert else 'http'}://{host}:{listener.getsockname()[1]}"
+        config = uvicorn.Config(
+            make_app(self._services),
+            log_level="warning",
+            access_log=False,
+            ssl_certfile=cert,
+            ssl_keyfile=key,
+            timeout_graceful_shutdown=STOP_TIMEOUT_S,
+        )
+        self._http = _HttpServer(config)
+        self._http_thread = threading.Thread(
+            target=self._http.run, args=([listener],), name="reference-http", daemon=True
+        )
+        self._http_thread.start()
+        if not self._http.listening.wait(START_TIMEOUT_S):
+            raise TimeoutError(f"the HTTP server did not start within {START_TIMEOUT_S} s")
+
+    def _token(self, earlier: str | None, ability: Ability) -> str:
+        if earlier and self._services.tokens.caller(earlier):
+            return earlier
+        return self._services.tokens.make(ability.value, [ability])
+
+
+class _HttpServer(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()

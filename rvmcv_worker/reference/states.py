@@ -1,0 +1,61 @@
+"""Where a job stands, how an attempt ended, and why a request was fenced."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class JobStatus(str, Enum):
+    """The state of a job, as stored in its row and shown to people."""
+
+    #: Waits to be offered; a lapsed attempt may still deliver its result.
+    QUEUED = "queued"
+    #: One attempt holds it.
+    PROCESSING = "processing"
+    #: Someone asked to cancel it while an attempt held it; the first accepted finish decides.
+    CANCELLING = "cancelling"
+    #: Final: its result was accepted.
+    COMPLETED = "completed"
+    #: Final: a worker failed it, or it was handed back too often.
+    FAILED = "failed"
+    #: Final: cancelled by an admin.
+    CANCELLED = "cancelled"
+
+
+#: A job in one of these never changes again.
+FINAL = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Lapse(str, Enum):
+    """Why a job was taken from its attempt before that attempt reported an end."""
+
+    #: Its lease ran out; it may renew or finish as long as nobody else has claimed the job.
+    LEASE_EXPIRED = "lease_expired"
+    #: Its daemon was started anew; it may only finish, and only before the next claim.
+    NEW_INSTANCE = "new_instance"
+
+
+class Reason(str, Enum):
+    """Why a write is refused for good: the attempt that gets one of these is fenced."""
+
+    #: Another attempt owns the job.
+    TAKEN = "taken"
+    #: The job was cancelled.
+    CANCELLED = "cancelled"
+    #: The job is completed or failed.
+    FINISHED = "finished"
+    #: This attempt is over, though the job is not.
+    ENDED = "ended"
+    #: No job has this id.
+    UNKNOWN_JOB = "unknown_job"
+
+
+class Ability(str, Enum):
+    """What a token may do."""
+
+    #: Claim jobs, report on them, fetch their inputs and store their results.
+    WORKER = "worker"
+    #: Everything that a person does: queue and cancel jobs, activate models, make tokens.
+    ADMIN = "admin"
+    #: Ask for the active model and download it.
+    EDGE = "edge"

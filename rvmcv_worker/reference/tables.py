@@ -1,0 +1,200 @@
+"""The tables. Times are seconds since 1970 on the database's clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Integer, String, Text, UniqueConstraint, false
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from rvmcv_worker.reference.states import JobStatus
+
+#: SQLite numbers rows by itself only for INTEGER.
+RowId = BigInteger().with_variant(Integer, "sqlite")
+Seconds = Float(53)
+
+
+class Base(DeclarativeBase):
+    """What ``create_all`` makes."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON,
+        float: Seconds,
+    }
+
+
+class Job(Base):
+    """What training and inference jobs share; each has a table of its own."""
+
+    __abstract__ = True
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[str] = mapped_column(Text, unique=True)
+    job_type: Mapped[str] = mapped_column(String(50), index=True)
+    status: Mapped[str] = mapped_column(String(20), default=JobStatus.QUEUED.value, index=True)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    config: Mapped[dict[str, Any]]
+    #: The newest attempt's number; 0 before the first claim.
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    #: Not offered before this.
+    not_before: Mapped[float] = mapped_column(Seconds, default=0.0)
+    offered_to: Mapped[str | None] = mapped_column(String(100))
+    offered_until: Mapped[float] = mapped_column(Seconds, default=0.0)
+    progress: Mapped[dict[str, Any] | None]
+    #: One entry per epoch, as reported.
+    history: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    #: Where the next attempt goes on: ``path`` or ``url``, ``sha256``, ``epoch`` or ``next_index``.
+    checkpoint: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    timings: Mapped[dict[str, Any] | None]
+    #: Whether the job's model was activated, and why or why not.
+    activation: Mapped[dict[str, Any] | None]
+
+
+class TrainingJob(Job):
+    """A training, from ``POST /train``."""
+
+    __tablename__ = "cv_training_jobs"
+
+
+class InferenceJob(Job):
+    """An inference or a batch of them."""
+
+    __tablename__ = "cv_inference_jobs"
+
+
+class Attempt(Base):
+    """One accepted claim. Its lease token is compared in every statement that writes."""
+
+    __tablename__ = "cv_job_attempts"
+    __table_args__ = (UniqueConstraint("job_id", "attempt"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[str] = mapped_column(Text)
+    attempt: Mapped[int]
+    claim_id: Mapped[str] = mapped_column(String(36), unique=True)
+    lease_token_hash: Mapped[str] = mapped_column(String(64), index=True)
+    worker_id: Mapped[str] = mapped_column(String(100), index=True)
+    instance_id: Mapped[str] = mapped_column(String(36))
+    lease_s: Mapped[float]
+    lease_until: Mapped[float]
+    claimed_at: Mapped[float]
+    #: The highest ``seq`` of a progress report.
+    last_seq: Mapped[int] = mapped_column(default=-1)
+    #: A `Lapse`, when the job was taken back before the attempt reported an end.
+    lapsed_as: Mapped[str | None] = mapped_column(String(20))
+    #: Whether it counts towards the poison limit.
+    counts: Mapped[bool] = mapped_column(default=False, server_default=false())
+    finish_id: Mapped[str | None] = mapped_column(String(36), unique=True)
+    #: The status of its accepted finish, a `Lapse`, or ``cancelled``; null while it may still report.
+    ended_as: Mapped[str | None] = mapped_column(String(20), index=True)
+    ended_at: Mapped[float | None]
+    error: Mapped[dict[str, Any] | None]
+    timings: Mapped[dict[str, Any] | None]
+
+
+class InferenceLog(Base):
+    """One finished inference, in the plan's shape."""
+
+    __tablename__ = "cv_inference_logs"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[str] = mapped_column(Text, index=True)
+    purpose: Mapped[str | None] = mapped_column(String(50))
+    model_used: Mapped[str | None] = mapped_column(String(100))
+    processed_by: Mapped[str] = mapped_column(String(50), default="cv-server")
+    processing_time_ms: Mapped[float | None]
+    detections: Mapped[list[Any]]
+    created_at: Mapped[float]
+
+
+class ModelVersion(Base):
+    """A checkpoint in storage."""
+
+    __tablename__ = "ai_model_versions"
+    __table_args__ = (UniqueConstraint("model_name", "version"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    model_name: Mapped[str] = mapped_column(String(50))
+    version: Mapped[str] = mapped_column(String(50), index=True)
+    file_path: Mapped[str] = mapped_column(Text)
+    sha256_hash: Mapped[str] = mapped_column(String(64), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    file_size_mb: Mapped[float]
+    metrics: Mapped[dict[str, Any] | None]
+    training_job_id: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    attempt: Mapped[int | None]
+    #: False until a completed finish names it: before, it can be had by its hash and no more.
+    usable: Mapped[bool]
+    is_active: Mapped[bool] = mapped_column(default=False, server_default=false())
+    created_at: Mapped[float]
+
+
+class ModelActivation(Base):
+    """One change of the active model: the history that a roll-back reads."""
+
+    __tablename__ = "ai_model_activations"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("ai_model_versions.id"))
+    previous_model_id: Mapped[int | None] = mapped_column(BigInteger)
+    #: The name of the admin's token, or ``auto_activate``.
+    activated_by: Mapped[str] = mapped_column(String(100))
+    activated_at: Mapped[float]
+
+
+class Dataset(Base):
+    """A data set's archive in storage."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    path: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    images_count: Mapped[int | None]
+    created_at: Mapped[float]
+
+
+class Token(Base):
+    """A bearer token, known by its hash alone."""
+
+    __tablename__ = "api_tokens"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    abilities: Mapped[list[Any]]
+    created_at: Mapped[float]
+    revoked_at: Mapped[float | None]
+
+
+class Worker(Base):
+    """A worker as it last showed itself."""
+
+    __tablename__ = "cv_workers"
+
+    worker_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    instance_id: Mapped[str] = mapped_column(String(36))
+    #: Earlier instances, oldest first: one that comes back is a second daemon of the same name.
+    past_instances: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    #: How often a past instance came back; more than a few means two daemons share the name.
+    alternations: Mapped[int] = mapped_column(default=0)
+    desired_state: Mapped[str] = mapped_column(String(10), default="run")
+    status: Mapped[dict[str, Any] | None]
+    seen_at: Mapped[float]
+
+
+class ReaperTick(Base):
+    """When the reaper last looked: one row."""
+
+    __tablename__ = "cv_reaper_ticks"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    ticked_at: Mapped[float]

@@ -1,0 +1,334 @@
+"""The wall around every child: a bubblewrap command line, or a scrubbed plain process without it.
+
+What a child finds behind the wall, and nothing else: a read-only system reduced to what Python needs,
+`/job` with `in/` and earlier children's directories read-only and its own directory writable, a private
+`/tmp` and `/dev/shm`, the GPUs it was given. No network, no other process, no secret, no capability.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from loguru import logger
+
+from rvmcv_worker import launch, mounts
+from rvmcv_worker.config import LimitSettings, SandboxSettings
+from rvmcv_worker.errors import InternalError
+from rvmcv_worker.launch import SandboxUnavailableError
+from rvmcv_worker.process_tree import COOKIE, CookieTree, NamespaceTree, ProcessTree
+from rvmcv_worker.spawner import Spawner
+from rvmcv_worker.workspace import Workspace
+
+__all__ = ["Bubblewrap", "MissingWall", "PlainProcess", "Sandbox", "SandboxUnavailableError", "choose"]
+
+#: The user that a child is behind the wall, whoever the daemon is.
+_UID = 1000
+#: How long bubblewrap may take to say which process is the namespace's first.
+_START_S = 30.0
+
+
+class Sandbox(abc.ABC):
+    """How children are started; chosen once when the daemon starts."""
+
+    #: As the worker status tells it.
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        workspace: Workspace,
+        writable: str,
+        readable: Sequence[str] = (),
+        gpus: Sequence[int] = (),
+        keep_fds: Sequence[int] = (),
+        output: int,
+        limits: LimitSettings,
+        spawner: Spawner,
+    ) -> ProcessTree:
+        """Start `argv` with the job's root as working directory, stdout and stderr to `output`.
+
+        `writable` and `readable` name directories of the workspace, `gpus` the N of `/dev/nvidiaN`.
+        Raises `InternalError` when the child cannot be started.
+        """
+
+
+def choose(settings: SandboxSettings, *, hide: Sequence[Path] = ()) -> Sandbox:
+    """Return the wall, tried out, or by `mode = "auto"` a plain process group where there is none.
+
+    `hide` names directories that no child may see even where they lie in a directory that it may.
+    Raises `SandboxUnavailableError` when `mode` is "required" and the wall cannot be built.
+    """
+    try:
+        wall = Bubblewrap(extra_read_only=settings.extra_read_only, hide=hide)
+        wall.probe()
+    except SandboxUnavailableError as error:
+        if settings.mode == "required":
+            raise
+        logger.warning(
+            "NO WALL: jobs run as plain processes that see this user's files and network: {}", error
+        )
+        return PlainProcess()
+    return wall
+
+
+class Bubblewrap(Sandbox):
+    """The wall."""
+
+    name = "bubblewrap"
+
+    def __init__(self, *, extra_read_only: Sequence[Path] = (), hide: Sequence[Path] = ()) -> None:
+        bwrap = shutil.which("bwrap")
+        if bwrap is None:
+            raise SandboxUnavailableError("bubblewrap is not installed: apt install bubblewrap")
+        self._bwrap = bwrap
+        self._launcher = launch.launcher()
+        run = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False, env={})
+        self._options = run.stdout + run.stderr
+        #: Whether a child can be kept from making user namespaces of its own: from bubblewrap 0.8 on.
+        self.forbids_namespaces = "--disable-userns" in self._options
+        self._python = mounts.python_mounts([*mounts.python_directories(), *extra_read_only], hide)
+
+    def probe(self) -> None:
+        """Start Python behind the wall; raises `SandboxUnavailableError` with what to do."""
+        error = self._try_out()
+        if error and self.forbids_namespaces and "max_user_namespaces" in error:
+            logger.info("bubblewrap cannot forbid nested user namespaces here and goes without: {}", error)
+            self.forbids_namespaces = False
+            error = self._try_out()
+        if error:
+            raise SandboxUnavailableError(_advice(error))
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        workspace: Workspace,
+        writable: str,
+        readable: Sequence[str] = (),
+        gpus: Sequence[int] = (),
+        keep_fds: Sequence[int] = (),
+        output: int,
+        limits: LimitSettings,
+        spawner: Spawner,
+    ) -> ProcessTree:
+        """Start `argv` behind the wall."""
+        status_r, status_w = os.pipe()
+        try:
+            with _accounts() as accounts:
+                try:
+                    popen = spawner.start(
+                        [
+                            *self._launcher,
+                            *launch.resource_limits(limits),
+                            self._bwrap,
+                            *self._namespaces(),
+                            *self._system(limits),
+                            *("--ro-bind-data", str(accounts[0]), "/etc/passwd"),
+                            *("--ro-bind-data", str(accounts[1]), "/etc/group"),
+                            *self._python,
+                            *mounts.gpu_mounts(gpus),
+                            *mounts.job_mounts(workspace, writable, readable),
+                            *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/job"),
+                            *_setenv(launch.environment(mounts.TMP, gpus, walled=True)),
+                            *("--json-status-fd", str(status_w), "--"),
+                            *argv,
+                        ],
+                        env={},
+                        cwd=Path("/"),
+                        output=output,
+                        pass_fds=(*keep_fds, *accounts, status_w),
+                    )
+                except OSError as error:
+                    raise InternalError(f"the wall could not be started: {error}") from error
+            os.close(status_w)
+            status_w = -1
+            init_pid = _init_pid(status_r, popen)
+        except BaseException:
+            os.close(status_r)
+            if status_w >= 0:
+                os.close(status_w)
+            raise
+        # The tree keeps the reading end: bubblewrap writes to it again at the end, and would die of SIGPIPE.
+        return NamespaceTree(popen, init_pid, status_r)
+
+    def _namespaces(self) -> list[str]:
+        # `--unshare-all` alone goes without a user namespace where there is none to be had.
+        options = [
+            "--unshare-user",
+            "--unshare-all",
+            "--uid",
+            str(_UID),
+            "--gid",
+            str(_UID),
+            "--hostname",
+            "job",
+        ]
+        options += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+        return [*options, "--disable-userns"] if self.forbids_namespaces else options
+
+    def _system(self, limits: LimitSettings) -> list[str]:
+        memory_bytes = int(limits.max_job_memory_gb * 1e9)
+        sizes = {mounts.TMP: memory_bytes // 4, mounts.SHM: memory_bytes // 2}
+        return mounts.system_mounts(sizes, can_size="--size" in self._options)
+
+    def _try_out(self) -> str:
+        """Start Python behind the wall; returns what went wrong, or nothing."""
+        with (
+            contextlib.closing(Spawner()) as spawner,
+            tempfile.TemporaryDirectory(prefix="rvmcv-probe-") as root,
+            tempfile.TemporaryFile() as output,
+        ):
+            workspace = Workspace(Path(root), "probe", 1)
+            workspace.in_dir.mkdir()
+            try:
+                tree = self.start(
+                    [*launch.PYTHON, "-c", "import rvmcv_worker.framing"],
+                    workspace=workspace,
+                    writable="probe",
+                    output=output.fileno(),
+                    limits=LimitSettings(),
+                    spawner=spawner,
+                )
+                with contextlib.closing(tree):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        tree.popen.wait(_START_S)
+                    tree.kill()
+                    error = f"exit status {tree.exit_status()}" if tree.exit_status() else ""
+            except InternalError as failed:
+                error = failed.message
+            output.seek(0)
+            text = output.read(4000).decode(errors="replace").strip()
+            return error and (text or error)
+
+
+class PlainProcess(Sandbox):
+    """No wall: a process with a scrubbed environment and limits, for the demo and the tests."""
+
+    name = "none"
+
+    def __init__(self) -> None:
+        self._launcher = launch.launcher()
+        self._setpriv = launch.tool("setpriv")
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        workspace: Workspace,
+        writable: str,
+        readable: Sequence[str] = (),  # noqa: ARG002 - see below
+        gpus: Sequence[int] = (),
+        keep_fds: Sequence[int] = (),
+        output: int,
+        limits: LimitSettings,
+        spawner: Spawner,
+    ) -> ProcessTree:
+        """Start `argv` as it is; `readable` means nothing, for nothing hides the other directories."""
+        home = workspace.child_dir(writable) / "tmp"
+        home.mkdir(mode=0o700, exist_ok=True)
+        cookie = str(workspace.root)
+        command = [*self._launcher, *launch.resource_limits(limits)]
+        command += [self._setpriv, "--no-new-privs", "--pdeathsig", "KILL", *argv]
+        try:
+            popen = spawner.start(
+                command,
+                env=launch.environment(home, gpus, walled=False) | {COOKIE: cookie},
+                cwd=workspace.root,
+                output=output,
+                pass_fds=keep_fds,
+            )
+        except OSError as error:
+            raise InternalError(f"the job's process could not be started: {error}") from error
+        return CookieTree(popen, cookie)
+
+
+class MissingWall(Sandbox):
+    """Where a wall is required and cannot be built: starts nothing."""
+
+    name = "missing"
+
+    def start(self, *_: object, **__: object) -> ProcessTree:
+        """Raise `InternalError`."""
+        raise InternalError("no wall, no children: see `rvmcv-worker doctor`")
+
+
+def _setenv(environment: dict[str, str]) -> Iterator[str]:
+    for name, value in environment.items():
+        yield from ("--setenv", name, value)
+
+
+@contextlib.contextmanager
+def _accounts() -> Iterator[tuple[int, int]]:
+    """Pipes that hold a made-up passwd and group: libraries ask for the user's name."""
+    passwd_r, passwd_w = os.pipe()
+    group_r, group_w = os.pipe()
+    try:
+        os.write(passwd_w, f"job:x:{_UID}:{_UID}:job:/tmp:/bin/false\n".encode())
+        os.write(group_w, f"job:x:{_UID}:\n".encode())
+    finally:
+        os.close(passwd_w)
+        os.close(group_w)
+    try:
+        yield passwd_r, group_r
+    finally:
+        os.close(passwd_r)
+        os.close(group_r)
+
+
+def _init_pid(status: int, popen: subprocess.Popen[bytes]) -> int:
+    """Read the namespace's first process from bwrap's status; raises `InternalError` without one."""
+    poll = select.poll()
+    poll.register(status, select.POLLIN)
+    line = b""
+    while b"\n" not in line and poll.poll(_START_S * 1000):
+        data = os.read(status, 4096)
+        if not data:
+            break
+        line += data
+    try:
+        return int(json.loads(line.partition(b"\n")[0])["child-pid"])
+    except (ValueError, KeyError, TypeError):
+        popen.kill()
+        popen.wait()
+        raise InternalError("the wall could not be built; `rvmcv-worker doctor` says why") from None
+
+
+def _advice(error: str) -> str:
+    """Say what to do about bwrap's own words."""
+    hint = "try it by hand: bwrap --unshare-all --ro-bind / / true"
+    if "uid map" in error or "new namespace" in error or "loopback" in error:
+        hint = "user namespaces are not allowed to this user: "
+        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+            hint += (
+                "AppArmor restricts them; give /usr/bin/bwrap a profile with `userns,` (docs/operations.md)"
+            )
+        elif _sysctl("kernel/unprivileged_userns_clone") == "0":
+            hint += "sysctl kernel.unprivileged_userns_clone=1"
+        elif _sysctl("user/max_user_namespaces") == "0":
+            hint += "sysctl user.max_user_namespaces=15000"
+        else:
+            hint += "in a container, allow `unshare` and `mount` in its seccomp profile"
+    elif "mount proc" in error:
+        hint = "this container masks /proc: run it with systempaths=unconfined, or the worker outside of it"
+    elif "No module named" in error:
+        hint = "install rvmcv-worker into a virtual environment; a user's own site-packages are not used"
+    return f"bubblewrap cannot build the wall: {error} ({hint})"
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""

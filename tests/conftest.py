@@ -1,0 +1,76 @@
+"""What all tests share: the real server, the real daemon, real data where it is, and time budgets."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from rvmcv_worker.reference.server import ReferenceServer
+from rvmcv_worker.reference.settings import Settings, Timing
+
+#: Seconds that each suite may take on two cores.
+BUDGET_S = {"unit": 70.0, "integration": 160.0, "acceptance": 130.0}
+
+_spent_s: dict[str, float] = defaultdict(float)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up the time of each suite, fixtures included."""
+    parts = Path(report.nodeid.split("::")[0]).parts
+    if len(parts) > 1:
+        _spent_s[parts[1]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the time of each suite against its budget."""
+    for suite, spent_s in sorted(_spent_s.items()):
+        budget_s = BUDGET_S.get(suite)
+        terminalreporter.write_line(f"{suite}: {spent_s:.0f} s of {budget_s or 0:.0f} s")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run in which a suite went over its budget."""
+    over = [suite for suite, spent_s in _spent_s.items() if spent_s > BUDGET_S.get(suite, 0)]
+    if over and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets and models; tests that need it skip where it is not."""
+    folder = Path(os.environ.get("RVMCV_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "datasets").is_dir():
+        pytest.skip(f"no real data at {folder}: set RVMCV_SHARED")
+    return folder
+
+
+def _quick() -> Settings:
+    return Settings(timing=Timing(report_interval_s=1.0, hand_back_delay_s=0.1))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ReferenceServer]:
+    """A reference server of the test's own."""
+    with ReferenceServer(tmp_path / "server", settings=_quick()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceServer]:
+    """A reference server for all tests of a module that leave it as they found it."""
+    with ReferenceServer(tmp_path_factory.mktemp("server"), settings=_quick()) as running:
+        yield running
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Every message that is logged during the test, with its level."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}", level="DEBUG")
+    yield lines
+    logger.remove(sink)

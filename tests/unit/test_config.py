@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rvmcv_worker import config
+from rvmcv_worker.config import ConfigError, Settings
+
+EXAMPLE = Path(__file__).parents[2] / "config.toml"
+
+
+def test_the_example_equals_the_defaults() -> None:
+    assert config.load(EXAMPLE) == Settings()
+
+
+def test_the_example_names_every_key() -> None:
+    text = EXAMPLE.read_text()
+    for section, model in Settings():
+        assert f"\n[{section}]\n" in text
+        for key in type(model).model_fields:
+            assert f"\n{key} = " in text or f"\n# {key} = " in text, f"[{section}] {key}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[server]\nurll = 'https://x'", "unknown key 'server.urll'; did you mean 'url'?"),
+        ("[servr]\nurl = 'https://x'", "unknown key 'servr'; did you mean 'server'?"),
+        ("[server]\nurl = 'ftp://x'", "server.url: Value error, must be http(s)://host[:port]"),
+        ("[server]\nurl = 'https://me:secret@x'", "server.url"),
+        ("[limits]\nmax_job_h = -1", "limits.max_job_h: Input should be greater than 0"),
+        ("[server\nurl = 1", "(at line 1, column 8)"),
+        ("[worker]\nid = '../x'", "worker.id"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert str(file) in str(caught.value)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="copy config.toml there"):
+        config.load(tmp_path / "none.toml")
+
+
+def _settings(tmp_path: Path) -> Settings:
+    worker = {"runtime_dir": tmp_path / "run", "credentials_dir": tmp_path / "credentials"}
+    return Settings.model_validate({"worker": worker})
+
+
+def test_a_missing_token_names_every_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load_credentials(_settings(tmp_path))
+    assert str(tmp_path / "run/credentials/token") in str(caught.value)
+    assert str(tmp_path / "credentials/token") in str(caught.value)
+
+
+def test_a_renewed_token_in_the_runtime_directory_comes_first(tmp_path: Path) -> None:
+    for place, token in (("credentials", "old"), ("run/credentials", "new")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "token").write_text(f"{token}\n")
+    found = config.load_credentials(_settings(tmp_path))
+    assert found.token.get_secret_value() == "new"
+    assert "new" not in repr(found)
+
+
+def test_show_masks_secrets_and_names_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/token").write_text("canary-1234")
+    shown = "\n".join(config.show(_settings(tmp_path)))
+    assert f"# token = ******** ({tmp_path / 'credentials/token'})" in shown
+    assert "canary-1234" not in shown
+    assert "poll_wait_s = 25" in shown

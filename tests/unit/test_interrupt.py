@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import select
+
+import pytest
+
+from rvmcv_worker.errors import FencedError, JobCancelledError, WorkerStoppedError
+from rvmcv_worker.interrupt import Interrupt, StopReason
+
+
+@pytest.mark.parametrize(
+    ("reason", "raised"),
+    [
+        (StopReason.CANCELLED, JobCancelledError),
+        (StopReason.FENCED, FencedError),
+        (StopReason.WORKER_STOPPED, WorkerStoppedError),
+    ],
+)
+def test_each_reason_raises_its_own(reason: StopReason, raised: type[Exception]) -> None:
+    interrupt = Interrupt()
+    interrupt.check()
+    interrupt.request(reason, "why")
+    with pytest.raises(raised):
+        interrupt.check()
+    assert interrupt.wait(0)
+    assert select.select([interrupt.fileno()], [], [], 0)[0]
+
+
+def test_the_first_reason_stays_unless_fenced() -> None:
+    interrupt = Interrupt()
+    interrupt.request(StopReason.CANCELLED)
+    interrupt.request(StopReason.WORKER_STOPPED)
+    assert interrupt.reason is StopReason.CANCELLED
+    interrupt.request(StopReason.FENCED)
+    assert interrupt.reason is StopReason.FENCED

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from loguru import logger
+
+from rvmcv_worker import logs
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb", "a\\nb"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("<0>forged", "<0>forged"),
+        ("right\u202eleft", "right\\u202eleft"),
+        ("bottle é", "bottle é"),
+    ],
+)
+def test_text_from_outside_stays_one_harmless_line(text: str, shown: str) -> None:
+    assert logs.escape(text) == shown
+
+
+def test_secrets_and_signatures_are_never_printed() -> None:
+    logs.mask("canary-token")
+    text = logs.redact("Bearer canary-token to https://minio:9000/a/b?X-Amz-Signature=abc#x and https://ok/c")
+    assert "canary-token" not in text
+    assert "X-Amz" not in text
+    assert "https://minio:9000/a/b?…" in text
+    assert "https://ok/c" in text
+
+
+def test_journal_lines_carry_their_priority(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    logs.configure("INFO")
+    try:
+        logger.bind(job_id="job1").warning("lost\n<0>forged {}", "x")
+        try:
+            raise ValueError("inner\n<0>forged")
+        except ValueError:
+            logger.exception("broke")
+    finally:
+        logger.remove()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "<4>[job1] lost\\n<0>forged x"
+    assert lines[1] == "<3>broke"
+    assert not any(line.startswith("<0>") for line in lines)
