@@ -38,14 +38,23 @@ def measure() -> list[Figure]:
         ours, daemon_cpu_s, child_cpu_s = _through_the_worker(archive)
         plain = _plain(Path(directory), archive)
     figures = [
-        Figure(f"training through the worker, {name}", ours[name], "", "equal to 4 digits", "YOLO.train", plain[name])
+        Figure(
+            f"training through the worker, {name}",
+            ours[name],
+            "",
+            "equal to 4 digits",
+            "YOLO.train",
+            plain[name],
+        )
         for name in METRICS
     ]
     differ = sum(round(ours[name], 4) != round(plain[name], 4) for name in METRICS)
     return [
         *figures,
         Figure("metrics that differ in the first four digits", differ, "metrics", "0"),
-        Figure("daemon's CPU time during a training", daemon_cpu_s, "s", "<= 1 %", "the child's", child_cpu_s),
+        Figure(
+            "daemon's CPU time during a training", daemon_cpu_s, "s", "<= 1 %", "the child's", child_cpu_s
+        ),
     ]
 
 

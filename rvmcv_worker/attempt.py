@@ -26,13 +26,21 @@ from rvmcv_worker.errors import (
 from rvmcv_worker.executor import ChildEnd, ChildSpec, run_child
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt
-from rvmcv_worker.jobs.job_type import JobType
+from rvmcv_worker.job_type import JobType
 from rvmcv_worker.ledger import ClaimState, Ledger
 from rvmcv_worker.logs import redact
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.progress import ProgressReporter
-from rvmcv_worker.protocol import MAX_ERROR_CHARS, Claim, JobOffer
+from rvmcv_worker.protocol import (
+    MAX_ERROR_CHARS,
+    MAX_FINISH_BYTES,
+    Claim,
+    FinishReport,
+    JobOffer,
+    encode,
+    to_wire,
+)
 from rvmcv_worker.retry import Retry
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
@@ -87,7 +95,7 @@ class Attempt:
     def phase(self, name: str) -> Iterator[None]:
         """Tell RVM-Server what is done now, and note how long it took."""
         self.interrupt.check()
-        self.progress.update(phase=name)
+        self.progress.update(phase=name, message=None, images_done=None, images_total=None)
         start_s = time.monotonic()
         try:
             yield
@@ -107,7 +115,7 @@ class Attempt:
         timeout_s: float,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> ChildEnd:
-        """Run one child behind the wall to its end; its progress is the job's unless `on_progress` takes it."""
+        """Run one child behind the wall to its end; its progress is the job's, or `on_progress` takes it."""
         services = self.services
         gpus = tuple(services.gpus.device_number(index) for index in self.gpus)
         return run_child(
@@ -119,7 +127,6 @@ class Attempt:
             interrupt=self.interrupt,
             on_progress=on_progress or (lambda progress: self.progress.update(**progress)),
         )
-
 
     def store(self, path: Path, name: str) -> Stored:
         """Put a file into storage under the attempt's own key; raises `JobError`."""
@@ -198,13 +205,25 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         wrong = InternalError(f"{type(error).__name__}: {error}")
         report |= _failure(wrong, attempt.services.settings, attempt.claim.attempt)
     else:
-        report |= {"status": "completed", "result": result}
+        report |= {"status": "completed", "result": _within_limit(attempt, result)}
         log.success("completed in {:.1f} s", time.monotonic() - start_s)
     if attempt.interrupt.reason is not None:
         with contextlib.suppress(JobCancelledError, JobError):
             attempt.interrupt.check()  # raises when fenced: then nothing is reported at all
     report["timings"] = {**attempt.timings, "total": round(time.monotonic() - start_s, 3)}
-    return report
+    return to_wire(FinishReport.model_validate(report))
+
+
+def _within_limit(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result that a final report can hold: a larger one goes to storage, and its path stays."""
+    text = encode(result)
+    if len(text) <= MAX_FINISH_BYTES // 2:
+        return result
+    whole = attempt.workspace.out_dir / "result.json"
+    whole.write_bytes(text)
+    stored = attempt.store(whole, "result.json")
+    brief = {key: value for key, value in result.items() if isinstance(value, (str, int, float))}
+    return {**brief, "result_path": stored.path, "sha256": stored.sha256}
 
 
 def _report(job_id: str, lease_token: str) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def demo(
         Path | None, typer.Option(help="A data set, folder or zip; without it one is drawn.", exists=True)
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train.")] = None,
-    img_size: Annotated[int | None, typer.Option(min=32, help="Side of the training images, in pixels.")] = None,
+    img_size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the training images, in pixels.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the summary goes.")] = None,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo-out"),
 ) -> None:
@@ -83,7 +85,8 @@ def demo(
         from rvmcv_worker.demo.run import run_demo
     except ImportError as error:
         _give_up(
-            f"{error}: the demo needs the extras: pip install 'rvmcv-worker[compute,reference]'", ExitCode.FAILED
+            f"{error}: the demo needs the extras: pip install 'rvmcv-worker[compute,reference]'",
+            ExitCode.FAILED,
         )
     raise typer.Exit(
         run_demo(dataset=dataset, epochs=epochs, img_size=img_size, json_file=json_file, out_dir=out)

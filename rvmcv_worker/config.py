@@ -112,7 +112,7 @@ class LimitSettings(Section):
     max_log_mb: PositiveFloat = 64.0
     max_dataset_gb: PositiveFloat = 40.0
     max_model_mb: PositiveFloat = 2000.0
-    max_archive_entries: Annotated[int, Field(ge=1)] = 2_000_000
+    max_archive_entries: Annotated[int, Field(ge=1)] = 500_000
     max_archive_ratio: Annotated[float, Field(ge=1)] = 200.0
     max_image_megapixels: PositiveFloat = 100.0
     model_store_gb: PositiveFloat = 40.0
@@ -197,7 +197,8 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     model: type[BaseModel] = Settings
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
 
@@ -207,7 +208,9 @@ def load(file: Path) -> Settings:
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; copy config.toml there or name another by --config") from None
+        raise ConfigError(
+            f"{file}: no such file; copy config.toml there or name another by --config"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:

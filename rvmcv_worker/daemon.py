@@ -6,6 +6,7 @@ import fcntl
 import os
 import queue
 import signal
+import threading
 import uuid
 from pathlib import Path
 from types import FrameType
@@ -82,7 +83,7 @@ def make_services(settings: Settings) -> Services:
         ledger=ledger,
         controller=controller,
         retry=retry,
-        storage=Storage(settings, credentials, controller),
+        storage=Storage(settings, credentials, controller, retry),
         model_store=ModelStore(settings.model_store_dir, int(settings.limits.model_store_gb * _GB)),
         sandbox=_choose_wall(settings, condition),
         spawner=Spawner(),
@@ -92,7 +93,7 @@ def make_services(settings: Settings) -> Services:
 
 
 def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
-    """Return the wall; without the one that is required the worker stays up and says why it claims nothing."""
+    """Return the wall; without the one required the worker stays up and says why it claims nothing."""
     try:
         return sandbox.choose(settings.sandbox, hide=settings.secret_dirs)
     except sandbox.SandboxUnavailableError as error:
@@ -132,6 +133,7 @@ def run(settings: Settings) -> ExitCode:
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         signals.put(signum)
 
+    threading.excepthook = _log_death
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, on_signal)
     services = make_services(settings)
@@ -148,14 +150,16 @@ def run(settings: Settings) -> ExitCode:
     recovery.settle(services)
     housekeeping.check_disk(services)
     scheduler = housekeeping.start(services)
-    services.outbox.start()
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
-    heartbeat.start()
-    for lane in lanes:
-        lane.start()
+    threads = (services.outbox, heartbeat, *lanes)
+    for thread in threads:
+        thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
     try:
         while not _stop_wanted(signals, services):
+            if dead := [thread.name for thread in threads if not thread.is_alive()]:
+                logger.critical("thread {} died: the worker stops, to be started anew", dead[0])
+                return ExitCode.FAILED
             systemd.notify("WATCHDOG=1")
     finally:
         systemd.notify("STOPPING=1")
@@ -163,6 +167,12 @@ def run(settings: Settings) -> ExitCode:
         _stop(services, heartbeat)
         os.close(lock)
     return ExitCode.OK
+
+
+def _log_death(death: threading.ExceptHookArgs) -> None:
+    """Log what a thread died of."""
+    name = death.thread.name if death.thread else "unknown"
+    logger.opt(exception=death.exc_value).critical("thread {} died of a fault of the worker's own", name)
 
 
 def _stop_wanted(signals: queue.SimpleQueue[int], services: Services) -> bool:

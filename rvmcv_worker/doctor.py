@@ -79,7 +79,9 @@ def _server(settings: Settings, controller: Controller) -> Iterator[Finding]:
         )  # a job type that nobody queues: nothing can be offered
     except TokenRejectedError as error:
         yield Finding("server", True, f"{url} answers")
-        yield Finding("token", False, f"{error}: ask RVM-Server's admin for a token with the ability `worker`")
+        yield Finding(
+            "token", False, f"{error}: ask RVM-Server's admin for a token with the ability `worker`"
+        )
     except ProtocolMissingError as error:
         yield Finding("server", True, f"{url} answers")
         yield Finding("protocol", False, f"{error}: see docs/rvm-server.md, or correct [server] url")
@@ -115,7 +117,9 @@ def _gpu() -> Finding:
     needed = _DRIVER_FOR_CUDA.get(wheel, 0)
     driver = int(match.group()) if (match := re.match(r"\d+", gpus.driver)) else 0
     if driver < needed:
-        advice = f"the torch wheel is built for CUDA {wheel} and wants driver {needed} or newer: apt install it"
+        advice = (
+            f"the torch wheel is built for CUDA {wheel} and wants driver {needed} or newer: apt install it"
+        )
         return Finding("gpu", False, f"{names}, driver {gpus.driver}: {advice}")
     return Finding("gpu", True, f"{names}, driver {gpus.driver}, torch for CUDA {wheel or 'unknown'}")
 
@@ -141,7 +145,9 @@ def _disk(settings: Settings) -> Finding:
     if not os.access(place, os.W_OK):
         return Finding("disk", False, f"{place} is not writable for this user: run as the worker's user")
     if free_gb < floor_gb:
-        return Finding("disk", False, f"{free_gb:.1f} GB free at {place}, [limits] disk_floor_gb is {floor_gb:g}")
+        return Finding(
+            "disk", False, f"{free_gb:.1f} GB free at {place}, [limits] disk_floor_gb is {floor_gb:g}"
+        )
     return Finding("disk", True, f"{free_gb:.0f} GB free at {place}")
 
 

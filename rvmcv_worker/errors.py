@@ -182,9 +182,7 @@ class FencedError(Exception):
         self.reason = reason
 
 
-_BY_CODE: dict[str, type[JobError]] = {
-    cls.code: cls for cls in (InternalError, *(c for c in JobError.__subclasses__() if c is not InternalError))
-}
+_BY_CODE: dict[str, type[JobError]] = {cls.code: cls for cls in JobError.__subclasses__()}
 
 #: Every code of the protocol's table.
 CODES = frozenset(_BY_CODE)
@@ -192,5 +190,6 @@ CODES = frozenset(_BY_CODE)
 
 def from_code(code: str, message: str) -> JobError:
     """Return the error of `code`; an unknown code, which only a broken child sends, is a crash."""
-    cls = _BY_CODE.get(code)
-    return cls(message) if cls else JobCrashedError(f"the job's process reported an unknown error code: {message}")
+    if cls := _BY_CODE.get(code):
+        return cls(message)
+    return JobCrashedError(f"the job's process reported an unknown error code: {message}")

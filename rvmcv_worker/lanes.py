@@ -17,7 +17,7 @@ from rvmcv_worker.controller import (
     TokenRejectedError,
 )
 from rvmcv_worker.errors import FencedError, InvalidJobError, JobError, UnsupportedJobError
-from rvmcv_worker.jobs.job_type import JobType
+from rvmcv_worker.job_type import JobType
 from rvmcv_worker.protocol import Claim, JobOffer, MalformedJob
 from rvmcv_worker.slots import Slots
 from rvmcv_worker.state import Lane
@@ -52,7 +52,9 @@ class Refusals:
 class LaneLoop(threading.Thread):
     """One lane's thread; it never waits for another lane, and a stop never waits for its held poll."""
 
-    def __init__(self, lane: Lane, job_types: Mapping[str, JobType], slots: Slots, services: Services) -> None:
+    def __init__(
+        self, lane: Lane, job_types: Mapping[str, JobType], slots: Slots, services: Services
+    ) -> None:
         super().__init__(name=f"lane-{lane.value}", daemon=True)
         self.lane = lane
         self._job_types = {name: kind for name, kind in job_types.items() if kind.lane is lane}
@@ -79,6 +81,12 @@ class LaneLoop(threading.Thread):
                 self._degraded(error)
                 condition.stopping.wait(backoff.next_s(error))
                 retry.before_retry(error)
+            except Exception:  # noqa: BLE001 - a lane that died in silence would look like an idle one
+                logger.exception("a fault of the worker's own in lane {}: it tries again", self.lane.value)
+                condition.degrade(
+                    self._fault, f"lane {self.lane.value} fails: the worker's log says why", frozenset()
+                )
+                condition.stopping.wait(backoff.next_s())
             else:
                 backoff.reset()
                 for source in ("token", self._fault):
@@ -94,7 +102,7 @@ class LaneLoop(threading.Thread):
             logger.warning("{}; running jobs go on, lane {} waits", error, self.lane.value)
 
     def _poll(self) -> float:
-        """Ask for jobs and start those that are claimed; returns the seconds to pause before the next poll."""
+        """Ask for jobs and start those that are claimed; returns how long to pause, in seconds."""
         settings = self._services.settings
         start_s = time.monotonic()
         offers = self._services.controller.offer(
@@ -176,4 +184,3 @@ class LaneLoop(threading.Thread):
             run_attempt(self._services, job_type, offer, claim, place)
         finally:
             self._slots.give_back(place)
-

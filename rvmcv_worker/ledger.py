@@ -215,8 +215,8 @@ class Ledger:
         """Whether the job is claimed here or its final report still waits: it is not claimed again."""
         with self._lock:
             found = self._db.execute(
-                "SELECT 1 FROM claims WHERE job_id = ? UNION ALL SELECT 1 FROM outbox WHERE job_id = ? LIMIT 1",
-                (job_id, job_id),
+                "SELECT 1 FROM claims WHERE job_id = :id UNION ALL SELECT 1 FROM outbox WHERE job_id = :id",
+                {"id": job_id},
             ).fetchone()
         return found is not None
 

@@ -79,11 +79,23 @@ class Outbox(threading.Thread):
             self._wake.wait()
 
     def _deliver_due(self) -> None:
-        """Deliver every report whose attempt has wiped its workspace; the others wake us when they have."""
+        """Deliver every report whose attempt has wiped its workspace; the others wake us when they have.
+
+        One that RVM-Server cannot take now does not hold up the others; raises what it met.
+        """
         busy = {job.job_id for job in self._condition.running()}
+        met: ControllerError | None = None
         for row in self._ledger.outbox():
-            if row.job_id not in busy:
+            if row.job_id in busy:
+                continue
+            try:
                 self._deliver(row)
+            except ControllerError as error:
+                met = error
+                if error.status is None:  # no answer at all: the others would not get one either
+                    break
+        if met is not None:
+            raise met
 
     def _deliver(self, row: OutboxRow) -> None:
         log = logger.bind(job_id=row.job_id)

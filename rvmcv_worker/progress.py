@@ -14,11 +14,14 @@ from typing import Any
 
 from loguru import logger
 
-from rvmcv_worker.controller import Controller, ControllerError
+from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.protocol import Directive, progress_of
 from rvmcv_worker.retry import Retry, RetryStoppedError
+
+#: Epochs in one report: after a long outage the rest follows in the next ones.
+_EPOCHS_A_REPORT = 200
 
 
 class ProgressReporter:
@@ -107,22 +110,25 @@ class ProgressReporter:
         with self._sending:
             with self._wake:
                 self._seq += 1
-                seq, sent = self._seq, len(self._history)
-                body = {**self._state, "history": list(self._history)} if sent else dict(self._state)
+                seq, sent = self._seq, min(len(self._history), _EPOCHS_A_REPORT)
+                body = {**self._state, "history": self._history[:sent]} if sent else dict(self._state)
                 self._dirty = False
             try:
-                directive = self._controller.progress(
-                    self._job_id, self._lease_token, seq, progress_of(body)
-                )
+                directive = self._controller.progress(self._job_id, self._lease_token, seq, progress_of(body))
             except FencedError as error:
                 if not self._closed:
                     self._interrupt.request(StopReason.FENCED, error.reason)
                 return
+            except RequestRejectedError:
+                with self._wake:
+                    del self._history[:sent]  # it would be refused again, and hold up what follows
+                raise
             except ControllerError:
                 with self._wake:
                     self._dirty = True
                 raise
             with self._wake:
                 del self._history[:sent]
+                self._dirty = self._dirty or bool(self._history)
             if directive is Directive.CANCEL:
                 self._interrupt.request(StopReason.CANCELLED)

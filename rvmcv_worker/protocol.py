@@ -248,6 +248,7 @@ class WireError(Sent):
 
     code: str
     message: Annotated[str, _text(MAX_ERROR_CHARS)]
+    details: dict[str, Any] | None = None  #: what was found until then, such as the data set's report
 
 
 class FinishReport(Sent):

@@ -39,7 +39,7 @@ TASKS = {
 }
 
 
-class Stopped(Exception):
+class StopRequestedError(Exception):
     """The daemon asked the child to stop; what it has so far is of no more use."""
 
 
@@ -59,9 +59,9 @@ class Child:
             framing.write(self.progress_fd, progress)
 
     def check_stop(self) -> None:
-        """Raise `Stopped` when the daemon has asked for it; tasks call this at least once a batch."""
+        """Raise `StopRequestedError` when the daemon has asked for it; call this at least once a batch."""
         if self.stop_requested.is_set():
-            raise Stopped
+            raise StopRequestedError
 
 
 def write_result(directory: Path, result: dict[str, Any]) -> None:
@@ -77,13 +77,13 @@ def run_task(job: dict[str, Any], child: Child) -> int:
     try:
         module = importlib.import_module(TASKS[job["task"]])
         result = module.run(job, child)
-    except Stopped:
+    except StopRequestedError:
         write_result(child.directory, {"ok": False, "stopped": True})
         return 1
     except JobError as error:
         write_result(child.directory, {"ok": False, "error": error.to_wire(), "detail": error.detail})
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last stop: whatever it was becomes the result
         traceback.print_exc()
         message = f"{type(error).__name__} in the {job['task']} child: {error}"
         write_result(child.directory, {"ok": False, "error": InternalError(message).to_wire()})

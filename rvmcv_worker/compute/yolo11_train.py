@@ -10,7 +10,7 @@ import traceback
 from typing import Any
 
 from rvmcv_worker.compute import pickle_scan, training_faults, training_files, ultralytics_env
-from rvmcv_worker.compute.child import Child, Stopped
+from rvmcv_worker.compute.child import Child, StopRequestedError
 from rvmcv_worker.compute.training_figures import figures
 from rvmcv_worker.compute.training_progress import TrainingProgress
 from rvmcv_worker.errors import InvalidJobError, ModelInvalidError
@@ -88,7 +88,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     try:
         metrics = yolo.train(**settings)
         training_faults.refuse_diverged(yolo.trainer)
-    except Stopped:
+    except StopRequestedError:
         raise
     except Exception as error:
         fault = training_faults.explain(error, args, progress.started, child.root)
@@ -174,7 +174,7 @@ def _active(
             return {"error": f"not comparable: the active model's classes are {classes}, not {names}"}
         progress.attach(active)
         return figures(active.val(split="val", name="active", **measuring), names)
-    except Stopped:
+    except StopRequestedError:
         raise
     except ModelInvalidError as error:
         return {"error": error.message}

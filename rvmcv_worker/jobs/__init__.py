@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rvmcv_worker.jobs.job_type import JobType
+from rvmcv_worker.job_type import JobType
 from rvmcv_worker.jobs.stub import Stub
 from rvmcv_worker.jobs.yolo11 import Yolo11
 

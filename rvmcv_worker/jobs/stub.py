@@ -64,6 +64,5 @@ class Stub:
             stored = attempt.store(model, "model.bin")
         return {"stub": end.result, "artifacts": {"model.bin": stored.path}}
 
-    def courtesy(self, offer: JobOffer, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    def courtesy(self, _offer: JobOffer, _report: Mapping[str, Any], /) -> None:
         """No call follows."""
-        return None

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from loguru import logger
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from rvmcv_worker.errors import InvalidJobError
 from rvmcv_worker.protocol import Sha256
@@ -37,16 +45,23 @@ _OPTIMIZERS = {
 
 
 def _optimizer(value: Any) -> Any:
-    if not isinstance(value, str) or value.lower() not in _OPTIMIZERS:
+    found = _OPTIMIZERS.get(str(value).lower())
+    if found is None:
         raise ValueError(f"must be one of {', '.join(_OPTIMIZERS.values())}")
-    return _OPTIMIZERS[value.lower()]
+    return found
+
+
+def _cache(value: Any) -> Any:
+    """Take `disk` as off: Ultralytics would write beside the images, which a training can only read."""
+    if value == "disk":
+        logger.warning("config.cache: 'disk' is not to be had behind the wall: trained without a cache")
+        return False
+    return value
 
 
 def _gpu_count(value: Any) -> Any:
     """Read `device` as a count: which GPUs they are is the worker's to choose."""
-    if isinstance(value, bool):
-        raise ValueError("must name GPUs, as in 0 or '0,1'")
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return 1
     if isinstance(value, str):
         value = [part for part in value.strip("[]").split(",") if part.strip()]
@@ -68,7 +83,7 @@ class TrainingOptions(BaseModel):
     optimizer: Annotated[str, BeforeValidator(_optimizer)] = "auto"
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     deterministic: bool = True
-    cache: bool | Literal["ram", "disk"] = False
+    cache: Annotated[bool | Literal["ram"], BeforeValidator(_cache)] = False
     freeze: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=0)]] | None = None
     single_cls: bool = False
     rect: bool = False
@@ -129,7 +144,9 @@ class TrainingConfig(BaseModel):
     dataset_id: Annotated[int, Field(ge=0)] | None = None
     dataset_url: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     dataset_sha256: Sha256 | None = None
-    base_model: Annotated[ModelName, Field(validation_alias=AliasChoices("base_model", "model"))] = "yolo11n.pt"
+    base_model: Annotated[ModelName, Field(validation_alias=AliasChoices("base_model", "model"))] = (
+        "yolo11n.pt"
+    )
     base_model_sha256: Annotated[
         Sha256 | None, Field(validation_alias=AliasChoices("base_model_sha256", "model_sha256"))
     ] = None
@@ -175,7 +192,7 @@ _CONFIG_NAMES = _names_of(TrainingConfig) - {"options"}
 
 
 def parse(config: Mapping[str, Any]) -> TrainingConfig:
-    """Validate a job's config; raises `InvalidJobError` that names each wrong key, its value and its range."""
+    """Validate a job's config; raises `InvalidJobError` that names each wrong key and its range."""
     ignored = sorted(OURS & set(config))
     if ignored:
         logger.warning("config: {} is the worker's to set: ignored", ", ".join(ignored))

@@ -42,7 +42,7 @@ ARTIFACTS = (
     "confusion_matrix.png",
     "confusion_matrix_normalized.png",
     *(f"{kind}{curve}_curve.png" for kind in ("Box", "Mask") for curve in ("P", "R", "F1", "PR")),
-    *(f"train_batch{index}.jpg" for index in range(3)),
+    *(f"train_batch{index}.jpg" for index in range(6)),
     *(f"val_batch{index}_{kind}.jpg" for index in range(3) for kind in ("labels", "pred")),
 )
 
@@ -98,6 +98,7 @@ def _train(attempt: Attempt, config: TrainingConfig) -> dict[str, Any]:
             {
                 "task": "train_yolo11",
                 "model": model,
+                "model_name": config.base_model,
                 "label_task": config.label_task,
                 "data": "prepare/data.yaml",
                 "options": config.options.model_dump(mode="json", exclude_none=True),
@@ -149,7 +150,7 @@ def _look_up(attempt: Attempt, config: TrainingConfig) -> DatasetInfo:
         raise
     except ControllerError as error:
         raise DatasetUnavailableError(
-            f"data set {config.dataset_id}: {error}; check config.dataset_id, and that RVM-Server has the data set"
+            f"data set {config.dataset_id}: {error}; check config.dataset_id at RVM-Server"
         ) from None
 
 
@@ -162,7 +163,7 @@ def _fetch_base_model(attempt: Attempt, config: TrainingConfig) -> str:
 
 
 def _fetch_active_model(attempt: Attempt, config: TrainingConfig) -> str | None:
-    """Bring the active model, to be measured on the same pictures; a training does not fail for want of it."""
+    """Bring the active model, to be measured on the same pictures; a training goes on without."""
     if config.active_model_sha256 is None:
         return None
     try:
@@ -170,7 +171,9 @@ def _fetch_active_model(attempt: Attempt, config: TrainingConfig) -> str | None:
     except JobError as error:
         if error.code == "worker_stopped":
             raise
-        logger.bind(job_id=attempt.offer.job_id).warning("the active model is not compared: {}", error.message)
+        logger.bind(job_id=attempt.offer.job_id).warning(
+            "the active model is not compared: {}", error.message
+        )
         return None
     return "in/active.pt"
 
@@ -233,7 +236,12 @@ def _check(attempt: Attempt, best: _Model, config: TrainingConfig, names: list[s
     candidate = attempt.workspace.in_dir / "candidate.pt"
     shutil.copyfile(best.path, candidate)
     expect = {"task": config.label_task, "names": names}
-    job = {"task": "check_model", "model": "in/candidate.pt", "label_task": config.label_task, "expect": expect}
+    job = {
+        "task": "check_model",
+        "model": "in/candidate.pt",
+        "label_task": config.label_task,
+        "expect": expect,
+    }
     return attempt.run_child("check", job, timeout_s=_CHECK_S).result
 
 
@@ -245,7 +253,7 @@ def _publish(
     artifacts = _store_artifacts(attempt, ARTIFACTS)
     stored = attempt.store(best.path, "best.pt") if services.storage.can_store else None
     version = version_of(attempt.offer.job_id, attempt.claim.attempt)
-    metrics = {**trained["metrics"], "leaks": data["leaks"]}
+    metrics = _metrics(config, trained["metrics"], data)
     uploaded = services.storage.upload_model(
         best.path,
         model_name="yolo11",
@@ -266,9 +274,23 @@ def _publish(
         "metrics": metrics,
         "artifacts": artifacts,
         "data": _summary(data),
-        "effective": {**trained["effective"], "versions": trained["versions"], "base_model": config.base_model},
+        "effective": {
+            **trained["effective"],
+            "versions": trained["versions"],
+            "base_model": config.base_model,
+        },
         "attempts": [{"epochs": trained["epochs"], "batch_size": trained["effective"]["batch"]}],
     }
+
+
+def _metrics(config: TrainingConfig, measured: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured, with all that decides whether it may be compared with the active model."""
+    about = {"task": config.label_task, "classes": data["names"]}
+    active = measured.get("active")
+    if active and "error" not in active:  # measured only where task and classes are the same
+        active = {**active, **about, "sha256": config.active_model_sha256}
+    leaks = sum(pair["equal"] + pair["near"] for pair in data["leaks"].values())
+    return {**measured, **about, "leaks": leaks, "active": active}
 
 
 def version_of(job_id: str, attempt: int) -> str:
@@ -309,6 +331,8 @@ def _deliver_failure(attempt: Attempt) -> dict[str, Any] | None:
     try:
         artifacts = _store_artifacts(attempt, ("results.csv",))
     except JobError as error:
-        logger.bind(job_id=attempt.offer.job_id).warning("log and data report not delivered: {}", error.message)
+        logger.bind(job_id=attempt.offer.job_id).warning(
+            "log and data report not delivered: {}", error.message
+        )
         return None
     return {"artifacts": artifacts} if artifacts else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 
 from rvmcv_worker.reference import wire
+from rvmcv_worker.reference.activation import active_model
 from rvmcv_worker.reference.jobs import fail_if_exhausted, table_of, urgency
 from rvmcv_worker.reference.states import JobStatus
-from rvmcv_worker.reference.tables import Attempt, Job
+from rvmcv_worker.reference.tables import Attempt, Job, TrainingJob
 from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.turn import Turn
 
@@ -38,10 +41,18 @@ def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
             job_type=job.job_type,
             priority=job.priority,
             created_at=rfc3339(job.created_at),
-            config=job.config,
+            config=_config_of(turn, job),
         )
         for job in offered
     ]
+
+
+def _config_of(turn: Turn, job: Job) -> dict[str, Any]:
+    """Return what is offered: a training learns of the active model, to be measured beside it."""
+    if not isinstance(job, TrainingJob) or "active_model_sha256" in job.config:
+        return job.config
+    active = active_model(turn, job.job_type)
+    return job.config if active is None else {**job.config, "active_model_sha256": active.sha256_hash}
 
 
 def next_due_s(turn: Turn, poll: wire.Offer) -> float | None:

@@ -22,6 +22,8 @@ class Queue:
 
     def __init__(self, database: Database, settings: Settings, wakeup: Wakeup, lease_key: bytes) -> None:
         self.wakeup = wakeup
+        #: How many polls have come since the start, held or not.
+        self.polls = 0
         #: Notified after every commit.
         self.changed = threading.Condition()
         self._database = database

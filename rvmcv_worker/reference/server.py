@@ -213,6 +213,11 @@ class ReferenceServer:
         with self._queue.look() as turn:
             return [worker.model_dump() for worker in views.all_workers(turn)]
 
+    @property
+    def polls(self) -> int:
+        """Return how often workers have asked for jobs since the start."""
+        return self._queue.polls
+
     def set_desired_state(self, worker_id: str, desired_state: str) -> None:
         """Tell a worker to run, pause or drain with its next status. Raises for one never seen."""
         with self._queue.turn() as turn:

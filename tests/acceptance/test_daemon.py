@@ -74,7 +74,9 @@ def test_a_drain_hands_back_what_runs(server: ReferenceServer, worker: WorkerPro
     assert worker.tree() == []
 
 
-def test_a_rejected_token_stops_claims_until_a_new_one_is_read(tmp_path: Path, server: ReferenceServer) -> None:
+def test_a_rejected_token_stops_claims_until_a_new_one_is_read(
+    tmp_path: Path, server: ReferenceServer
+) -> None:
     with WorkerProcess(tmp_path / "worker", server, token="wrong-canary", scale=0.02) as worker:
         eventually(lambda: "rejects the worker's token" in worker.log())
         job_id = server.queue_training({"steps": 1}, job_type="stub")
@@ -95,7 +97,9 @@ def test_a_second_daemon_on_the_same_state_ends_with_its_own_code(
     assert server.wait_until_final(job_id, 30)["status"] == "completed"
 
 
-def test_a_missing_token_or_a_wrong_config_is_told_and_not_retried(tmp_path: Path, server: ReferenceServer) -> None:
+def test_a_missing_token_or_a_wrong_config_is_told_and_not_retried(
+    tmp_path: Path, server: ReferenceServer
+) -> None:
     worker = WorkerProcess(tmp_path / "worker", server)
     worker.token_file.unlink()
     ended = _cli("run", "--config", str(worker.config_file))
@@ -123,7 +127,9 @@ def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, server: Refere
     assert "check [server] url" in ill.stdout
 
 
-def test_doctor_beside_a_running_daemon_disturbs_nothing(server: ReferenceServer, worker: WorkerProcess) -> None:
+def test_doctor_beside_a_running_daemon_disturbs_nothing(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
     job_id = server.queue_training({"steps": 40, "step_s": 0.05}, job_type="stub")
     server.wait_for_job(job_id, lambda job: job["status"] == "processing", 20)
     _cli("doctor", "--config", str(worker.config_file))

@@ -22,7 +22,9 @@ def server(shared_server: ReferenceServer) -> ReferenceServer:
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory, server: ReferenceServer) -> Iterator[WorkerProcess]:
     """One daemon for the whole module, so that each test also shows that the next job runs."""
-    with WorkerProcess(tmp_path_factory.mktemp("worker"), server, job_types=("stub", "yolo11"), scale=0.02) as running:
+    with WorkerProcess(
+        tmp_path_factory.mktemp("worker"), server, job_types=("stub", "yolo11"), scale=0.02
+    ) as running:
         yield running
 
 
@@ -70,7 +72,9 @@ def test_a_bad_end_has_its_code_and_the_next_job_runs(
     _the_next_job_runs(server)
 
 
-def test_a_job_that_always_crashes_is_failed_as_poisoned(server: ReferenceServer, worker: WorkerProcess) -> None:
+def test_a_job_that_always_crashes_is_failed_as_poisoned(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
     job_id = server.queue_training({"steps": 1, "then": "exit"}, job_type="stub")
     job = server.wait_until_final(job_id, 60)
     assert job["status"] == "failed"
@@ -178,7 +182,9 @@ def test_a_result_survives_a_server_that_is_away_at_the_end(tmp_path: Path) -> N
         assert worker.workspace_files() == []
 
 
-def test_a_signal_that_is_not_for_it_leaves_the_job_alone(server: ReferenceServer, worker: WorkerProcess) -> None:
+def test_a_signal_that_is_not_for_it_leaves_the_job_alone(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
     job_id = server.queue_training({"steps": 30, "step_s": 0.05}, job_type="stub")
     _processing(server, job_id)
     worker.send(signal.SIGHUP)

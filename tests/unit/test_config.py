@@ -45,7 +45,7 @@ def test_what_is_wrong_is_named_with_its_file_and_key(tmp_path: Path, text: str,
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="copy config.toml there"):
+    with pytest.raises(ConfigError, match=r"copy config\.toml there"):
         config.load(tmp_path / "none.toml")
 
 

@@ -16,7 +16,9 @@ def test_the_plans_names_and_ultralytics_mean_the_same() -> None:
 
 
 def test_keys_that_are_the_workers_to_set_are_ignored() -> None:
-    assert parse({**DATA, "project": "x", "name": "y", "exist_ok": True, "data": "z", "save": 1}) == parse(DATA)
+    assert parse({**DATA, "project": "x", "name": "y", "exist_ok": True, "data": "z", "save": 1}) == parse(
+        DATA
+    )
 
 
 @pytest.mark.parametrize(

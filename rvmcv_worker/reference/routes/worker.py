@@ -50,6 +50,7 @@ async def offer_jobs(
     poll: Annotated[wire.Offer, Query()], request: Request, services: InServices, _who: AsWorker
 ) -> wire.Offers | Response:
     """Offer jobs to a lane, held up to `wait` seconds. An offer claims nothing."""
+    services.queue.polls += 1
     jobs = await _wait_for_jobs(services.queue, poll, request)
     return wire.Offers(jobs=jobs) if jobs else Response(status_code=204)
 

@@ -29,5 +29,5 @@ class JobType(Protocol):
     def run(self, attempt: Attempt, config: Any) -> dict[str, Any]:
         """Run one attempt to its end and return the report's `result`; raises `JobError` otherwise."""
 
-    def courtesy(self, offer: JobOffer, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    def courtesy(self, offer: JobOffer, report: Mapping[str, Any], /) -> dict[str, Any] | None:
         """Return the fields of the `training-complete` call that follows a final report, if one does."""

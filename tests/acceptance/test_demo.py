@@ -1,0 +1,89 @@
+"""The demo as a user runs it, on a data set of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rvmcv_worker.demo.drawing import draw_dataset
+from rvmcv_worker.exit_codes import ExitCode
+
+pytestmark = pytest.mark.slow
+
+
+def _demo(directory: Path, dataset: Path) -> subprocess.CompletedProcess[str]:
+    """Run two epochs at 64 px; what the demo leaves in its temporary folder stays visible."""
+    (directory / "tmp").mkdir()
+    command = [sys.executable, "-m", "rvmcv_worker.cli", "demo", "--dataset", str(dataset)]
+    command += ["--epochs", "2", "--img-size", "64"]
+    command += ["--json", str(directory / "summary.json"), "--out", str(directory / "out")]
+    return subprocess.run(
+        ["env", f"TMPDIR={directory / 'tmp'}", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_folder_becomes_a_model_with_its_row_and_nothing_stays(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=16, val=6, test=6, size_px=96, seed=3)
+    (tmp_path / "data" / "images" / "train" / "link.jpg").symlink_to("/etc/hostname")
+
+    done = _demo(tmp_path, tmp_path / "data")
+
+    assert done.returncode == ExitCode.OK, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (job,) = summary["jobs"]
+    assert (job["job_type"], job["status"], job["attempt"], job["error"]) == ("yolo11", "completed", 1, None)
+    assert job["result"]["data"]["splits"]["train"]["images"] == 16
+    sha256 = hashlib.sha256((tmp_path / "out" / "best.pt").read_bytes()).hexdigest()
+    assert job["result"]["sha256_hash"] == sha256
+    assert "(equal)" in done.stdout
+    for epoch in (1, 2):
+        assert done.stdout.count(f"epoch {epoch}/2") == 1
+    assert summary["workspace_files_left"] == 0
+    assert summary["listening_sockets"] == 0
+    assert 10 < summary["daemon_peak_rss_mb"] < 500
+    with Image.open(tmp_path / "out" / "detections.png") as sheet:
+        assert sheet.width > 4 * 320
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_data_set_that_cannot_be_trained_on_ends_with_its_code(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    draw_dataset(data, train=8, val=4, test=0, size_px=96, seed=3)
+    for label in data.glob("labels/*/*.txt"):
+        label.write_text("7 0.5 0.5 0.2 0.2\n")
+
+    done = _demo(tmp_path, data)
+
+    assert done.returncode == ExitCode.FAILED
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["jobs"][0]["status"], summary["workspace_files_left"]) == ("failed", 0)
+    assert summary["jobs"][0]["error"]["code"] == "dataset_invalid"
+    assert "dataset_invalid" in done.stdout
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["empty", "text"])
+def test_what_is_no_data_set_is_told_before_anything_starts(tmp_path: Path, kind: str) -> None:
+    dataset = tmp_path / kind
+    if kind == "empty":
+        dataset.mkdir()
+    else:
+        dataset.write_text("not a zip")
+
+    done = _demo(tmp_path, dataset)
+
+    assert done.returncode == ExitCode.FAILED
+    assert str(dataset) in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["jobs"] == []
+    assert list((tmp_path / "tmp").iterdir()) == []
