@@ -24,6 +24,7 @@ class Interrupt:
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closed = False
         self._reason: StopReason | None = None
         self._detail = ""
 
@@ -35,6 +36,8 @@ class Interrupt:
     def request(self, reason: StopReason, detail: str = "") -> None:
         """Ask for the end; the first reason stays, except that being fenced overrules all."""
         with self._lock:
+            if self._closed:  # the job is over, and its descriptor's number may be another file's by now
+                return
             if self._reason is None or reason is StopReason.FENCED:
                 self._reason, self._detail = reason, detail
             self._event.set()
@@ -58,5 +61,8 @@ class Interrupt:
             raise WorkerStoppedError(self._detail)
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self._eventfd)
+        """Give the descriptor back; a wish that comes later is for nobody."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._eventfd)

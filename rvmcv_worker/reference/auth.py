@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from rvmcv_worker.reference.services import InServices
 from rvmcv_worker.reference.states import Ability
@@ -22,10 +23,13 @@ class LoginNeededError(Exception):
     """A request without a token that does not ask for JSON: Laravel sends it to the login page."""
 
 
-def caller(request: Request, services: InServices) -> Caller:
+async def caller(request: Request, services: InServices) -> Caller:
     """Return who sent the request; 401 without a valid token."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    found = services.tokens.caller(token.strip()) if scheme.lower() == "bearer" else None
+    found = None
+    if scheme.lower() == "bearer":
+        tokens, token = services.tokens, token.strip()
+        found = tokens.recent_caller(token) or await run_in_threadpool(tokens.caller, token)
     if found is not None:
         return found
     if "application/json" not in request.headers.get("accept", ""):

@@ -49,7 +49,7 @@ def _repeated(turn: Turn, wanted: wire.Claim) -> wire.Claimed | FencedError:
 
 
 def _begin(turn: Turn, job: Job, wanted: wire.Claim) -> Attempt:
-    for earlier in attempts_of(turn, job.job_id):
+    for earlier in attempts_of(turn, job.job_id) if job.attempt else []:
         end_attempt(turn, earlier, earlier.lapsed_as or Reason.ENDED.value)
     timing = turn.settings.timing
     lease_s = timing.lease_infer_s if job.job_type in INFERENCE_TYPES else timing.lease_train_s

@@ -185,16 +185,31 @@ class ReferenceServer:
         self, job_id: str, until: Callable[[dict[str, Any]], bool], timeout_s: float
     ) -> dict[str, Any]:
         """Return the job once `until` holds for it. Raises TimeoutError, which shows the job."""
-        ends = time.monotonic() + timeout_s
+
+        def look() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if until(job) else None
+
         with self._queue.changed:
-            while not until(job := self.job(job_id)):
-                if not self._queue.changed.wait(ends - time.monotonic()):
-                    raise TimeoutError(f"not within {timeout_s} s: {job}")
-        return job
+            found = self._queue.changed.wait_for(look, timeout_s)
+        if found is None:
+            raise TimeoutError(f"not within {timeout_s} s: {self.job(job_id)}")
+        return found
 
     def wait_until_final(self, job_id: str, timeout_s: float) -> dict[str, Any]:
-        """Return the job once it is completed, failed or cancelled."""
-        return self.wait_for_job(job_id, lambda job: job["finished_at"] is not None, timeout_s)
+        """Return the job once it is completed, failed or cancelled. Raises TimeoutError."""
+
+        def is_final() -> bool:
+            # Asked after each commit, so it reads one row: a full view would slow the server down.
+            with self._queue.look() as turn:
+                found = find_job(turn, job_id)
+                return found is not None and found.finished_at is not None
+
+        with self._queue.changed:
+            ended = self._queue.changed.wait_for(is_final, timeout_s)
+        if not ended:
+            raise TimeoutError(f"not final within {timeout_s} s: {self.job(job_id)}")
+        return self.job(job_id)
 
     def cancel(self, job_id: str) -> str:
         """Cancel a job and return its status. Raises KeyError."""

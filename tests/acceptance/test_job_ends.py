@@ -175,7 +175,7 @@ def test_a_result_survives_a_server_that_is_away_at_the_end(tmp_path: Path) -> N
         job_id = server.queue_training({"steps": 40, "step_s": 0.05}, job_type="stub")
         _processing(server, job_id)
     with contextlib.closing(worker):
-        eventually(lambda: "final reports wait" in worker.log())
+        eventually(lambda: "upload waits" in worker.log())
         with ReferenceServer(tmp_path / "server", port=port, s3_port=s3_port) as server:
             job = server.wait_until_final(job_id, 60)
         assert (job["status"], job["attempt"]) == ("completed", 1)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rvmcv_worker.compute.child import Child, Stopped
+from rvmcv_worker.compute.child import Child, StopRequestedError
 from rvmcv_worker.compute.datasets import run
 from rvmcv_worker.compute.image_header import ImageFacts, inspect_image
 from rvmcv_worker.errors import DatasetInvalidError
@@ -265,7 +265,7 @@ def test_a_stop_ends_it_between_two_images(prepared: Prepared) -> None:
     reader, writer = os.pipe()
     child = Child(root=prepared.root, directory=prepared.root / "prepare", progress_fd=writer)
     child.stop_requested.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequestedError):
         run({"archive": "in/dataset.zip", "limits": LIMITS}, child)
     os.close(reader)
     os.close(writer)

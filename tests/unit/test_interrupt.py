@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import select
 
 import pytest
@@ -33,3 +34,16 @@ def test_the_first_reason_stays_unless_fenced() -> None:
     assert interrupt.reason is StopReason.CANCELLED
     interrupt.request(StopReason.FENCED)
     assert interrupt.reason is StopReason.FENCED
+
+
+def test_a_wish_that_comes_after_the_end_touches_nobody() -> None:
+    interrupt = Interrupt()
+    interrupt.close()
+    reader, writer = os.pipe2(os.O_NONBLOCK)  # takes the number that was given back
+    interrupt.request(StopReason.FENCED, "too late")
+    interrupt.close()
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 8)
+    assert interrupt.reason is None
+    os.close(reader)
+    os.close(writer)
