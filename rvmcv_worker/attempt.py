@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ class Attempt:
             spawner=services.spawner,
             limits=services.settings.limits,
             interrupt=self.interrupt,
-            on_progress=on_progress or (lambda progress: self.progress.update(**progress)),
+            on_progress=on_progress or self.progress.take,
         )
 
     def store(self, path: Path, name: str) -> Stored:
@@ -158,13 +159,12 @@ def run_attempt(
             attempt = Attempt(services, offer, claim, workspace, progress, interrupt, gpus)
             report = _run(attempt, job_type)
             status = report["status"]
-            services.ledger.finish(offer.job_id, report, job_type.courtesy(offer, report))
+            _enter_outbox(services, report, job_type.courtesy(offer, report))
     except FencedError as error:
         services.ledger.forget(offer.job_id)
         log.warning("lease lost ({}): result discarded, the job is another's or over", error.reason)
     except Exception:
-        log.exception("the attempt could not be brought to an end; the lease will run out")
-        services.ledger.forget(offer.job_id)
+        log.exception("the attempt could not be brought to an end: the next start hands the job back")
     finally:
         interrupt.close()
         services.condition.ended(job, status)
@@ -191,7 +191,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     report = _report(attempt.offer.job_id, attempt.claim.lease_token)
     try:
         config = job_type.parse(attempt.offer.config)
-        result = job_type.run(attempt, config)
+        result = _within_limit(attempt, job_type.run(attempt, config))
     except JobCancelledError:
         log.info("cancelled by RVM-Server: nothing is published")
         report["status"] = "cancelled"
@@ -205,7 +205,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         wrong = InternalError(f"{type(error).__name__}: {error}")
         report |= _failure(wrong, attempt.services.settings, attempt.claim.attempt)
     else:
-        report |= {"status": "completed", "result": _within_limit(attempt, result)}
+        report |= {"status": "completed", "result": result}
         log.success("completed in {:.1f} s", time.monotonic() - start_s)
     if attempt.interrupt.reason is not None:
         with contextlib.suppress(JobCancelledError, JobError):
@@ -219,11 +219,31 @@ def _within_limit(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
     text = encode(result)
     if len(text) <= MAX_FINISH_BYTES // 2:
         return result
+    brief = _scalars(result) | {"metrics": _scalars(result.get("metrics", {}))}
+    if not attempt.services.storage.can_store:
+        return brief
     whole = attempt.workspace.out_dir / "result.json"
     whole.write_bytes(text)
     stored = attempt.store(whole, "result.json")
-    brief = {key: value for key, value in result.items() if isinstance(value, (str, int, float))}
     return {**brief, "result_path": stored.path, "sha256": stored.sha256}
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
+
+
+def _enter_outbox(services: Services, report: dict[str, Any], courtesy: dict[str, Any] | None) -> None:
+    """Put a final report into the ledger, however long the disk is full or the file locked."""
+    log = logger.bind(job_id=report["job_id"])
+    for delay_s in services.retry.delays():
+        try:
+            services.ledger.finish(report["job_id"], report, courtesy)
+        except sqlite3.OperationalError as error:
+            log.warning("the final report cannot be written, tried again in {:.0f} s: {}", delay_s, error)
+            if services.condition.stopping.wait(delay_s):
+                raise
+        else:
+            return
 
 
 def _report(job_id: str, lease_token: str) -> dict[str, Any]:

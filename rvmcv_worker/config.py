@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,7 +51,7 @@ class ServerSettings(Section):
     @classmethod
     def _origin_only(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username or parts.query:
+        if parts.scheme not in {"https", "http"} or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError("must be http(s)://host[:port], without user or query")
         return value.rstrip("/")
 
@@ -64,7 +65,7 @@ class WorkerSettings(Section):
     """Who this worker is, what it takes on, and where it keeps its things."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "vm102"
-    job_types: tuple[str, ...] = ("yolo11",)
+    job_types: Annotated[tuple[str, ...], Field(min_length=1)] = ("yolo11",)
     state_dir: Path = Path("/var/lib/rvmcv-worker")
     runtime_dir: Path = Path("/run/rvmcv-worker")
     credentials_dir: Path | None = None
@@ -96,7 +97,12 @@ class StorageSettings(Section):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.path.strip("/"):
+        if (
+            parts.scheme not in {"https", "http"}
+            or not parts.hostname
+            or "@" in parts.netloc
+            or parts.path.strip("/")
+        ):
             raise ValueError("must be http(s)://host[:port]")
         return value.rstrip("/")
 
@@ -259,6 +265,7 @@ def show(settings: Settings) -> list[str]:
         lines.append(f"[{section}]")
         for key, value in model:
             shown = "(not set)" if value is None else json.dumps(value, default=str)
+            shown = re.sub(r"://[^/@\"]*@", "://********@", shown)  # a proxy's user and password
             lines.append(f"{'# ' if value is None else ''}{key} = {shown}")
         lines.append("")
     lines.append("# secrets")

@@ -46,7 +46,10 @@ class AlreadyRunningError(Exception):
 
 def _lock(state_dir: Path) -> int:
     """Take the state directory for this process; the lock goes with it."""
-    descriptor = os.open(state_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(state_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"[worker] state_dir: {state_dir} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -49,7 +49,10 @@ class Heartbeat(threading.Thread):
         condition, scaled = self._services.condition, self._services.settings.scaled
         while not self._closing.is_set():
             condition.changed.clear()
-            self.beat()
+            try:
+                self.beat()
+            except Exception:  # noqa: BLE001 - without worker status every lease would run out
+                logger.exception("a fault of the worker's own in the worker status: it goes on")
             interval_s = self._busy_s if condition.running() else self._idle_s
             if condition.changed.wait(scaled(interval_s)):
                 self._closing.wait(scaled(_GAP_S))

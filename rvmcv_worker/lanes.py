@@ -114,8 +114,8 @@ class LaneLoop(threading.Thread):
         )
         claimed = 0
         for offer in offers.jobs:
-            if self._services.condition.stopping.is_set():
-                return 0.0
+            if not self._services.condition.claims(self.lane, despite="token"):
+                return 0.0  # a pause, a drain or a fault came while the poll was held
             claimed += self._consider(offer)
         if claimed:
             return 0.0
@@ -134,9 +134,13 @@ class LaneLoop(threading.Thread):
             return self._refuse(offer.job_id, UnsupportedJobError(wrong))
         if self._left_alone(offer.job_id) or (place := self._slots.take()) is None:
             return False
-        claim = self._claim(offer.job_id, offer.job_type)
+        claim = None
+        try:
+            claim = self._claim(offer.job_id, offer.job_type)
+        finally:
+            if claim is None:
+                self._slots.give_back(place)
         if claim is None:
-            self._slots.give_back(place)
             return False
         threading.Thread(
             target=self._work, args=(job_type, offer, claim, place), name=f"job-{offer.job_id}", daemon=True

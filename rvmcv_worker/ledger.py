@@ -88,11 +88,13 @@ class Ledger:
         self._file = file
         try:
             self._db = self._open(file)
+        except sqlite3.OperationalError:
+            raise  # a full disk or a lock: the file itself may hold reports that nobody has yet
         except sqlite3.DatabaseError as error:
             aside = file.with_name(f"{file.name}.broken-{int(time.time())}")
-            file.replace(aside)
-            for suffix in ("-wal", "-shm"):
-                file.with_name(file.name + suffix).unlink(missing_ok=True)
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    file.with_name(file.name + suffix).replace(aside.with_name(aside.name + suffix))
             logger.error("ledger {} cannot be read ({}): set aside as {}, starting empty", file, error, aside)
             self._db = self._open(file)
 
@@ -102,6 +104,9 @@ class Ledger:
         db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode=WAL")
+        (sound,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(f"damaged: {sound}")
         db.execute("PRAGMA synchronous=FULL")
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > _SCHEMA_VERSION:

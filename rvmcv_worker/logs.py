@@ -47,10 +47,10 @@ def escape(text: str) -> str:
 
 
 def _line(record: Record) -> str:
-    text = escape(redact(record["message"]))
+    text = record["message"]
     if job_id := record["extra"].get("job_id"):
-        text = f"[{job_id}] {text}"
-    return text
+        text = f"[{job_id[:128]}] {text}"  # the id of a malformed job is any text at all
+    return escape(redact(text))
 
 
 def _write_plain(message: Message) -> None:

@@ -114,7 +114,9 @@ class Outbox(threading.Thread):
             log.info("final report accepted: {}", row.body["status"])
             self._rejected_in_row = 0
             self._condition.recover("reports")
+            self._ledger.delivered(row.seq)
             self._be_courteous(row)
+            return
         self._ledger.delivered(row.seq)
 
     def _rejected(self, row: OutboxRow, error: ControllerError) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -17,11 +18,15 @@ from loguru import logger
 from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
-from rvmcv_worker.protocol import Directive, progress_of
+from rvmcv_worker.protocol import Directive, Progress, progress_of
 from rvmcv_worker.retry import Retry, RetryStoppedError
 
 #: Epochs in one report: after a long outage the rest follows in the next ones.
 _EPOCHS_A_REPORT = 200
+
+
+#: Epochs that wait for RVM-Server at most; a child that sends more is no training.
+_MAX_EPOCHS = 100_000
 
 
 class ProgressReporter:
@@ -72,6 +77,15 @@ class ProgressReporter:
             self._state.update(progress)
             self._dirty = True
             self._wake.notify()
+
+    def take(self, said: Mapping[str, Any]) -> None:
+        """Take in what a child says, which may be anything: what does not fit is left out."""
+        known = {key: value for key, value in said.items() if key in Progress.model_fields}
+        history = known.pop("history", [])
+        epochs = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+        with self._wake:
+            room = _MAX_EPOCHS - len(self._history)
+        self.update(**known, history=epochs[: max(0, room)])
 
     def confirm(self, phase: str) -> None:
         """Report `phase` and wait for the word to go on; raises when told to end instead."""

@@ -106,9 +106,12 @@ class Condition:
             return WorkerState.BUSY if self._running else WorkerState.READY
 
     def started(self, job: RunningJob) -> None:
-        """Note an attempt that begins."""
+        """Note an attempt that begins; one claimed while a stop or drain came ends at once."""
         with self._lock:
             self._running[job.job_id] = job
+            unwanted = self.stopping.is_set() or self._desired is DesiredState.DRAIN
+        if unwanted:
+            self.interrupt_all([job], "the worker was stopping when the claim was accepted")
         self.changed.set()
 
     def ended(self, job: RunningJob, status: str) -> None:

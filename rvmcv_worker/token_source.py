@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from rvmcv_worker import logs
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 
 
@@ -14,6 +15,7 @@ class TokenSource:
         self._settings = settings
         self._lock = threading.Lock()
         self._token = load_credentials(settings).token
+        logs.mask(self._token.get_secret_value())
 
     def value(self) -> str:
         """Return the token itself: for the `Authorization` header and nothing else."""
@@ -29,6 +31,7 @@ class TokenSource:
             token = load_credentials(self._settings).token
         except ConfigError:
             return False
+        logs.mask(token.get_secret_value())
         with self._lock:
             changed = token.get_secret_value() != self._token.get_secret_value()
             self._token = token

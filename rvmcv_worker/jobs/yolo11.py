@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,8 +251,8 @@ def _publish(
 ) -> dict[str, Any]:
     """Bring the artifacts, then the model, to where they are kept; all of it inert until the final report."""
     services = attempt.services
-    artifacts = _store_artifacts(attempt, ARTIFACTS)
     stored = attempt.store(best.path, "best.pt") if services.storage.can_store else None
+    artifacts = _store_artifacts(attempt, ARTIFACTS)
     version = version_of(attempt.offer.job_id, attempt.claim.attempt)
     metrics = _metrics(config, trained["metrics"], data)
     uploaded = services.storage.upload_model(
@@ -308,31 +309,38 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _store_artifacts(attempt: Attempt, names: tuple[str, ...]) -> dict[str, str]:
-    """Store what the children left, by fixed names, with the data report and the log; {name: path}."""
+    """Store what the children left, by fixed names, with the data report and the log; {name: path}.
+
+    One that cannot be had or stored is said and left out: it is not worth the training.
+    """
     if not attempt.services.storage.can_store:
         return {}
-    found: dict[str, Path] = {}
-    for name in names:
-        path = attempt.workspace.read_back("train", name, max_bytes=_MAX_ARTIFACT_BYTES)
-        if path is not None:
-            found[name] = path
-    report = attempt.workspace.read_back("prepare", "report.json", max_bytes=_MAX_ARTIFACT_BYTES)
-    if report is not None:
-        found["data-report.json"] = report
+    wanted = [("train", name, name) for name in names] + [("prepare", "report.json", "data-report.json")]
+    stored: dict[str, str] = {}
+    for child, name, as_name in wanted:
+        with _optional(attempt, as_name):
+            path = attempt.workspace.read_back(child, name, max_bytes=_MAX_ARTIFACT_BYTES)
+            if path is not None:
+                stored[as_name] = attempt.store(path, as_name).path
     for child in ("train", "prepare"):
         log = attempt.workspace.out_dir / f"{child}.log"
         if log.is_file():
-            found[log.name] = log
-    return {name: attempt.store(path, name).path for name, path in found.items()}
+            with _optional(attempt, log.name):
+                stored[log.name] = attempt.store(log, log.name).path
+    return stored
+
+
+@contextlib.contextmanager
+def _optional(attempt: Attempt, name: str) -> Iterator[None]:
+    """Go on without an artifact; a wish to stop is no fault of the artifact."""
+    try:
+        yield
+    except JobError as error:
+        attempt.interrupt.check()
+        logger.bind(job_id=attempt.offer.job_id).warning("{} is not delivered: {}", name, error.message)
 
 
 def _deliver_failure(attempt: Attempt) -> dict[str, Any] | None:
-    """Store what tells why a training failed; not being able to changes nothing about the failure."""
-    try:
-        artifacts = _store_artifacts(attempt, ("results.csv",))
-    except JobError as error:
-        logger.bind(job_id=attempt.offer.job_id).warning(
-            "log and data report not delivered: {}", error.message
-        )
-        return None
+    """Store what tells why a training failed."""
+    artifacts = _store_artifacts(attempt, ("results.csv",))
     return {"artifacts": artifacts} if artifacts else None
