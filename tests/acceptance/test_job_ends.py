@@ -23,7 +23,7 @@ def server(shared_server: ReferenceServer) -> ReferenceServer:
 def worker(tmp_path_factory: pytest.TempPathFactory, server: ReferenceServer) -> Iterator[WorkerProcess]:
     """One daemon for the whole module, so that each test also shows that the next job runs."""
     with WorkerProcess(
-        tmp_path_factory.mktemp("worker"), server, job_types=("stub", "yolo11"), scale=0.02
+        tmp_path_factory.mktemp("worker"), server, job_types=("stub", "yolo11"), scale=0.01
     ) as running:
         yield running
 
@@ -170,7 +170,7 @@ def test_fifty_jobs_run_in_order_none_lost_none_twice(server: ReferenceServer, w
 def test_a_result_survives_a_server_that_is_away_at_the_end(tmp_path: Path) -> None:
     with ReferenceServer(tmp_path / "server") as server:
         port, s3_port = (int(url.rsplit(":", 1)[1]) for url in (server.url, server.s3_endpoint))
-        worker = WorkerProcess(tmp_path / "worker", server, scale=0.02)
+        worker = WorkerProcess(tmp_path / "worker", server, scale=0.01)
         worker.start()
         job_id = server.queue_training({"steps": 40, "step_s": 0.05}, job_type="stub")
         _processing(server, job_id)
