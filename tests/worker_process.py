@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
+from rvmcv_worker.demo.stage import to_toml
 from rvmcv_worker.reference.server import ReferenceServer
 
 
@@ -138,29 +139,6 @@ def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return those that run; one that is dead and waits for its parent to notice does not."""
     _, alive = psutil.wait_procs(processes, timeout=0)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-
-
-def to_toml(sections: dict[str, dict[str, object]]) -> str:
-    """Return sections of scalars and lists as TOML; None is left out."""
-    return "\n".join(_toml_lines(sections)) + "\n"
-
-
-def _toml_lines(sections: dict[str, dict[str, object]]) -> Iterator[str]:
-    for section, values in sections.items():
-        yield f"[{section}]"
-        for key, value in values.items():
-            if value is not None:
-                yield f"{key} = {_toml(value)}"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    return str(value)
 
 
 def eventually(holds: Callable[[], object], timeout_s: float = 20.0, every_s: float = 0.02) -> None:

@@ -130,7 +130,7 @@ def test_reference_server_reads_the_block(kind: str, block: dict[str, Any]) -> N
         "training complete": wire.TrainingComplete.model_validate,
         **dict.fromkeys(("claim", "progress", "finish"), TypeAdapter(wire.JobEvent).validate_python),
     }
-    for name, model in (("dataset", "DatasetAnswer"), ("uploaded model", "ModelAnswer")):
+    for name, model in (("dataset", "DatasetShown"), ("uploaded model", "StoredModel")):
         if hasattr(wire, model):
             readers[name] = getattr(wire, model).model_validate
     if kind not in readers:
