@@ -72,6 +72,7 @@ def test_a_bad_end_has_its_code_and_the_next_job_runs(
     _the_next_job_runs(server)
 
 
+@pytest.mark.slow
 def test_a_job_that_always_crashes_is_failed_as_poisoned(
     server: ReferenceServer, worker: WorkerProcess
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from tests.compute_child import ComputeChild
 
+pytestmark = pytest.mark.slow
+
 #: Makes models, opens each as a detect model, and prints what came of it as JSON.
 _MAKE_AND_OPEN = """
 import json, sys

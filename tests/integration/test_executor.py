@@ -20,6 +20,8 @@ from tests.child_fixtures import Runner, marked_processes, runner, spawner, wall
 
 __all__ = ["runner", "spawner", "wall"]
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 30.0
 
 

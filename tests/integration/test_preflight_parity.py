@@ -16,7 +16,10 @@ from rvmcv_worker.compute.preflight import Check, Sample, inspect_all
 from tests.dataset_fixtures import BOX, Prepared, draw, pack, pack_folder
 
 # Ultralytics leaves the files that it cannot read open.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 _Judge = Callable[[Path, Path, int], bool]
 

@@ -12,6 +12,8 @@ import pytest
 from rvmcv_worker.errors import InvalidJobError
 from rvmcv_worker.jobs.training_config import TrainingOptions, parse
 
+pytestmark = pytest.mark.slow
+
 #: In a process of its own: Ultralytics changes PIL and logging for the whole process.
 ASK = """
 import json, os, sys

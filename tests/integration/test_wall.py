@@ -18,6 +18,8 @@ from tests.child_fixtures import Runner, spawner, wall, walled
 
 __all__ = ["spawner", "wall", "walled"]
 
+pytestmark = pytest.mark.slow
+
 #: Tries to open each of `job["paths"]`, and tells which it could.
 READ = """
 def can_read(path):

@@ -23,6 +23,8 @@ import pytest
 from tests.compute_child import ComputeChild
 from tests.drawn_dataset import NAMES, draw, write_yaml
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "epochs": 2,
     "imgsz": 64,
