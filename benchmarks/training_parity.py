@@ -24,12 +24,13 @@ METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 #: Plain Ultralytics, as a practitioner would call it; prints the metrics of best.pt.
 PLAIN = """
 import json, sys
+from pathlib import Path
 from ultralytics import YOLO
 data, epochs, imgsz, batch, seed = sys.argv[1], *map(int, sys.argv[2:6])
 options = json.loads(sys.argv[6])
 model = YOLO("yolo11n.yaml")
 found = model.train(data=data, epochs=epochs, imgsz=imgsz, batch=batch, seed=seed, device="cpu", workers=0,
-                    patience=50, project="runs", name="plain", **options).results_dict
+                    patience=50, project=str(Path.cwd() / "runs"), name="plain", **options).results_dict
 print(json.dumps({key.removeprefix("metrics/").removesuffix("(B)"): value for key, value in found.items()}))
 """
 
