@@ -141,15 +141,27 @@ class Attempt:
         )
 
 
+def begin_attempt(services: Services, job_type: JobType, offer: JobOffer, claim: Claim) -> RunningJob:
+    """Note an accepted claim as running: from here on its lease is renewed, and a stop waits for its end."""
+    job = RunningJob(
+        offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, Interrupt()
+    )
+    logger.bind(job_id=offer.job_id).info("claimed: {}, attempt {}", job_type.name, claim.attempt)
+    services.condition.started(job)
+    return job
+
+
 def run_attempt(
-    services: Services, job_type: JobType, offer: JobOffer, claim: Claim, gpus: tuple[int, ...]
+    services: Services,
+    job: RunningJob,
+    job_type: JobType,
+    offer: JobOffer,
+    claim: Claim,
+    gpus: tuple[int, ...],
 ) -> None:
     """Run one attempt: fetch, run, publish, report, wipe. Nothing it can meet is raised."""
-    interrupt = Interrupt()
-    job = RunningJob(offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, interrupt)
+    interrupt = job.interrupt
     log = logger.bind(job_id=offer.job_id)
-    log.info("claimed: {}, attempt {}", job_type.name, claim.attempt)
-    services.condition.started(job)
     status = "fenced"
     try:
         with (

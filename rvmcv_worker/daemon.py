@@ -7,7 +7,9 @@ import os
 import queue
 import signal
 import threading
+import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -35,8 +37,8 @@ from rvmcv_worker.token_source import TokenSource
 
 #: Longest step of the main loop: it feeds systemd's watchdog and makes no network call.
 _TICK_S = 1.0
-#: A stop waits so long for running jobs to end, and for their reports to be delivered.
-_STOP_S, _FLUSH_S = 40.0, 10.0
+#: A stop waits so long for a claim on its way, for running jobs to end, for their reports to be delivered.
+_CLAIM_S, _STOP_S, _FLUSH_S = 5.0, 40.0, 10.0
 _GB = 1024**3
 
 
@@ -150,12 +152,13 @@ def run(settings: Settings) -> ExitCode:
         services.sandbox.name,
         services.gpus.count or f"none ({services.gpus.reason})",
     )
-    recovery.settle(services)
+    recovery.clear(services)
     housekeeping.check_disk(services)
     scheduler = housekeeping.start(services)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
+    settlement = recovery.Settlement(services)
     threads = (services.outbox, heartbeat, *lanes)
-    for thread in threads:
+    for thread in (settlement, *threads):
         thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
     try:
@@ -167,7 +170,7 @@ def run(settings: Settings) -> ExitCode:
     finally:
         systemd.notify("STOPPING=1")
         scheduler.shutdown(wait=False)
-        _stop(services, heartbeat)
+        _stop(services, heartbeat, (settlement, *lanes))
         os.close(lock)
     return ExitCode.OK
 
@@ -193,12 +196,21 @@ def _stop_wanted(signals: queue.SimpleQueue[int], services: Services) -> bool:
     return True
 
 
-def _stop(services: Services, heartbeat: Heartbeat) -> None:
-    """Hand back what runs and deliver what can be delivered, in bounded time."""
+def _stop(services: Services, heartbeat: Heartbeat, claiming: Sequence[threading.Thread]) -> None:
+    """Hand back what runs and deliver what can be delivered, in bounded time.
+
+    A claim on its way is waited for: what RVM-Server grants in this moment is handed back too.
+    """
     condition = services.condition
     condition.stopping.set()
+    condition.settled.set()
     condition.interrupt_all(condition.running(), "the worker was stopped")
     services.controller.abandon()
+    deadline_s = time.monotonic() + _CLAIM_S
+    for thread in claiming:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+        if thread.is_alive():
+            logger.warning("{} still waits for RVM-Server: the next start settles its claim", thread.name)
     if not condition.wait_idle(_STOP_S):  # the heartbeat goes on meanwhile: it keeps the leases
         logger.error("{} jobs did not end in time; the next start hands them back", len(condition.running()))
     heartbeat.close()

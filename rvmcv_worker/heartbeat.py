@@ -47,6 +47,7 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         """Report at the interval, and at once when something changed."""
         condition, scaled = self._services.condition, self._services.settings.scaled
+        condition.settled.wait()
         while not self._closing.is_set():
             condition.changed.clear()
             try:

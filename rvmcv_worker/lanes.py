@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from loguru import logger
 
-from rvmcv_worker.attempt import Services, failed_report, run_attempt
+from rvmcv_worker.attempt import Services, begin_attempt, failed_report, run_attempt
 from rvmcv_worker.controller import (
     ControllerError,
     PollAbandonedError,
@@ -20,7 +20,7 @@ from rvmcv_worker.errors import FencedError, InvalidJobError, JobError, Unsuppor
 from rvmcv_worker.job_type import JobType
 from rvmcv_worker.protocol import Claim, JobOffer, MalformedJob
 from rvmcv_worker.slots import Slots
-from rvmcv_worker.state import Lane
+from rvmcv_worker.state import Lane, RunningJob
 
 #: Least seconds between two polls that led to no claim.
 _POLL_GAP_S = 1.0
@@ -66,6 +66,7 @@ class LaneLoop(threading.Thread):
     def run(self) -> None:
         """Poll while there are free slots and nothing forbids claiming."""
         condition, retry = self._services.condition, self._services.retry
+        condition.settled.wait()
         backoff = retry.backoff()
         while not condition.stopping.is_set():
             if not self._slots.wait(1.0):
@@ -142,8 +143,12 @@ class LaneLoop(threading.Thread):
                 self._slots.give_back(place)
         if claim is None:
             return False
+        job = begin_attempt(self._services, job_type, offer, claim)
         threading.Thread(
-            target=self._work, args=(job_type, offer, claim, place), name=f"job-{offer.job_id}", daemon=True
+            target=self._work,
+            args=(job, job_type, offer, claim, place),
+            name=f"job-{offer.job_id}",
+            daemon=True,
         ).start()
         return True
 
@@ -183,8 +188,10 @@ class LaneLoop(threading.Thread):
                 ledger.claimed(job_id, claim.attempt, claim.lease_token)
                 return claim
 
-    def _work(self, job_type: JobType, offer: JobOffer, claim: Claim, place: tuple[int, ...]) -> None:
+    def _work(
+        self, job: RunningJob, job_type: JobType, offer: JobOffer, claim: Claim, place: tuple[int, ...]
+    ) -> None:
         try:
-            run_attempt(self._services, job_type, offer, claim, place)
+            run_attempt(self._services, job, job_type, offer, claim, place)
         finally:
             self._slots.give_back(place)

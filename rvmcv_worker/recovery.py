@@ -1,42 +1,97 @@
-"""What a start does before it claims anything: settle what the daemon before it left behind."""
+"""What a start does before it claims anything: settle what the daemon before it left behind.
+
+First what needs nobody (`clear`), then, in a thread of its own, what needs RVM-Server or storage
+(`Settlement`): neither the main loop nor systemd waits for a network.
+"""
 
 from __future__ import annotations
+
+import threading
 
 from loguru import logger
 
 from rvmcv_worker import workspace
 from rvmcv_worker.attempt import Services, failed_report
-from rvmcv_worker.controller import ControllerError
-from rvmcv_worker.errors import FencedError, WorkerDiedError
-from rvmcv_worker.ledger import ClaimRow
+from rvmcv_worker.controller import ControllerError, RequestRejectedError
+from rvmcv_worker.errors import FencedError, JobError, WorkerDiedError, WorkerStoppedError
+from rvmcv_worker.ledger import ClaimRow, ClaimState
 from rvmcv_worker.process_tree import kill_marked
 
 
-def settle(services: Services) -> None:
-    """Hand back each attempt that died with its daemon, and wipe the workspaces.
-
-    A claim whose answer was never seen is repeated under its `claim_id`, so that RVM-Server need not
-    wait for its lease; when that cannot be asked now, the lease runs out by itself.
-    """
-    for row in services.ledger.claims():
-        log = logger.bind(job_id=row.job_id)
-        lease_token = row.lease_token or _repeat(services, row)
-        if lease_token is None:
-            services.ledger.forget(row.job_id)
-            continue
-        log.warning("the worker died while the job was {}: handed back", row.state.value)
-        died = WorkerDiedError(f"the worker died while the job was {row.state.value}")
-        services.ledger.finish(row.job_id, failed_report(services.settings, row.job_id, lease_token, died))
+def clear(services: Services) -> None:
+    """End what still runs of the daemon before, and wipe every workspace that no claim needs any more."""
     if killed := kill_marked(f"{services.settings.work_dir}/"):
         logger.warning("ended {} processes that the daemon before this one had left behind", killed)
-    for name in workspace.sweep(services.settings.work_dir, keep=set()):
+    needed = {_workspace_name(row) for row in services.ledger.claims()}
+    for name in workspace.sweep(services.settings.work_dir, keep=needed):
         logger.info("wiped what was left of {}", name)
 
 
-def _repeat(services: Services, row: ClaimRow) -> str | None:
-    """Repeat a claim whose answer was lost; returns its lease token, or None when there is none."""
-    try:
-        return services.controller.claim(row.job_id, row.claim_id).lease_token
-    except (ControllerError, FencedError) as error:
-        logger.bind(job_id=row.job_id).info("claim not repeated: {}", error)
-        return None
+class Settlement(threading.Thread):
+    """Hands back each attempt that died with its daemon; ends when nothing is left to settle.
+
+    Until it sets `Condition.settled`, neither lanes nor worker status speak to RVM-Server: the first word
+    of a new daemon ends the attempts of the old one, and another worker could claim a job before its
+    checkpoint is told.
+    """
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(name="settlement", daemon=True)
+        self._services = services
+
+    def run(self) -> None:
+        """Settle claim after claim, then wipe, then let the worker claim."""
+        condition = self._services.condition
+        for row in self._services.ledger.claims():
+            try:
+                self._settle(row)
+            except Exception:  # noqa: BLE001 - one claim that cannot be settled must not hold up all work
+                logger.bind(job_id=row.job_id).exception("not settled: the next start tries again")
+            if condition.stopping.is_set():
+                return
+        condition.recover("settlement")
+        condition.settled.set()
+
+    def _settle(self, row: ClaimRow) -> None:
+        services = self._services
+        log = logger.bind(job_id=row.job_id)
+        lease_token = row.lease_token or self._repeat(row)
+        if lease_token is None:
+            return
+        error: JobError
+        if row.state is ClaimState.CLAIMING:
+            error = WorkerStoppedError("the worker ended before the job had begun")
+        else:
+            error = WorkerDiedError(f"the worker died while the job was {row.state.value}")
+        log.warning("{}: handed back", error.message)
+        workspace.wipe(services.settings.work_dir / _workspace_name(row))
+        report = failed_report(services.settings, row.job_id, lease_token, error, row.attempt or 1)
+        services.ledger.finish(row.job_id, report)
+        services.outbox.wake()
+
+    def _repeat(self, row: ClaimRow) -> str | None:
+        """Repeat a claim whose answer was lost, until RVM-Server has said yes or no.
+
+        Returns the lease token; None when there is none, or when the worker is stopped first.
+        """
+        services = self._services
+        log = logger.bind(job_id=row.job_id)
+        backoff = services.retry.backoff()
+        while True:
+            try:
+                return services.controller.claim(row.job_id, row.claim_id).lease_token
+            except (FencedError, RequestRejectedError) as error:
+                log.info("the claim whose answer was lost is not ours: {}", error)
+                services.ledger.forget(row.job_id)
+                return None
+            except ControllerError as error:
+                waiting = f"a claim of the daemon before is unsettled, nothing is claimed: {error}"
+                if services.condition.degrade("settlement", waiting):
+                    log.warning(waiting)
+                if services.condition.stopping.wait(backoff.next_s(error)):
+                    return None  # the ledger keeps it for the next start
+                services.retry.before_retry(error)
+
+
+def _workspace_name(row: ClaimRow) -> str:
+    return f"{row.job_id}-{row.attempt}"

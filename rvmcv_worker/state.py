@@ -46,6 +46,8 @@ class Condition:
         self._ends: Counter[str] = Counter()
         self._durations_s: dict[str, list[float]] = {}
         self._last_hour: deque[float] = deque()
+        #: Set once the daemon before has been settled: only then RVM-Server hears of this one.
+        self.settled = threading.Event()
         self.stopping = threading.Event()
 
     def degrade(self, source: str, reason: str, lanes: frozenset[Lane] = frozenset(Lane)) -> bool:
