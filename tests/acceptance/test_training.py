@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +12,11 @@ import pytest
 from rvmcv_worker.demo.drawing import draw_zip
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings
+from tests.training_jobs import SMALL, first_error
 from tests.worker_process import WorkerProcess
 
 pytest.importorskip("torch", reason="the extra `compute` is not installed")
 pytestmark = pytest.mark.slow
-
-SMALL = {"base_model": "yolo11n.yaml", "epochs": 2, "img_size": 64, "batch_size": 8, "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -92,71 +90,21 @@ def test_the_next_training_is_measured_beside_the_active_model(
     assert active["mAP50"] == pytest.approx(trained["result"]["metrics"]["mAP50"], abs=1e-6)
 
 
-def _zip(path: Path, entries: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return path
-
-
-def _fails(server: ReferenceServer, worker: WorkerProcess, config: dict[str, object]) -> dict[str, str]:
-    """Run a job that must fail or be handed back; nothing of it is left. Returns its first error."""
-    job_id = server.queue_training({**SMALL, **config})
-    job = server.wait_for_job(job_id, lambda job: bool(job["attempts"] and job["attempts"][0]["error"]), 60)
-    server.cancel(job_id)
-    assert worker.workspace_files() == []
-    assert worker.tree() == []
-    error: dict[str, str] = job["attempts"][0]["error"]
-    assert error["message"][:60] in worker.log()
-    return error
-
-
-@pytest.mark.parametrize(
-    ("name", "entries", "said"),
-    [
-        ("dots.zip", {"../evil.txt": b"x"}, ".."),
-        ("empty.zip", {"readme.md": b"x"}, "holds no image"),
-        ("nested.zip", {"inner.zip": b"PK\x05\x06" + b"\0" * 18}, "archive"),
-    ],
-)
-def test_a_hostile_or_useless_archive_is_dataset_invalid(
-    server: ReferenceServer,
-    worker: WorkerProcess,
-    tmp_path: Path,
-    name: str,
-    entries: dict[str, bytes],
-    said: str,
-) -> None:
-    url = server.put_object("datasets", name, _zip(tmp_path / name, entries))
-    error = _fails(server, worker, {"dataset_url": url})
-    assert error["code"] == "dataset_invalid"
-    assert said in error["message"]
-
-
-def test_a_truncated_archive_is_dataset_invalid(
-    server: ReferenceServer, worker: WorkerProcess, archive: Path, tmp_path: Path
-) -> None:
-    half = tmp_path / "half.zip"
-    half.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    url = server.put_object("datasets", "half.zip", half)
-    assert _fails(server, worker, {"dataset_url": url})["code"] == "dataset_invalid"
-
-
 def test_a_missing_data_set_and_a_wrong_checksum_hand_the_job_back(
     server: ReferenceServer, worker: WorkerProcess, archive: Path
 ) -> None:
-    error = _fails(server, worker, {"dataset_url": "s3://datasets/none.zip"})
+    error = first_error(server, worker, {"dataset_url": "s3://datasets/none.zip"})
     assert (error["code"], "none.zip" in error["message"]) == ("dataset_unavailable", True)
-    error = _fails(server, worker, {"dataset_id": 999})
+    error = first_error(server, worker, {"dataset_id": 999})
     assert (error["code"], "999" in error["message"]) == ("dataset_unavailable", True)
     url = server.put_object("datasets", "drawn.zip", archive)
-    error = _fails(server, worker, {"dataset_url": url, "dataset_sha256": "0" * 64})
+    error = first_error(server, worker, {"dataset_url": url, "dataset_sha256": "0" * 64})
     assert error["code"] == "checksum_mismatch"
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "http://169.254.169.254/x", "https://me@vm100/x"])
 def test_a_forbidden_url_is_refused(server: ReferenceServer, worker: WorkerProcess, url: str) -> None:
-    assert _fails(server, worker, {"dataset_url": url})["code"] == "url_forbidden"
+    assert first_error(server, worker, {"dataset_url": url})["code"] == "url_forbidden"
 
 
 class _Evil:
@@ -178,14 +126,16 @@ def test_a_base_model_that_runs_code_or_is_cut_off_is_refused(
     assert marker.exists(), "the attack works without the defence"
     marker.unlink()
     server.add_model(evil, model_name="yolo11", version="evil")
-    assert _fails(server, worker, {"dataset_url": url, "base_model": "evil"})["code"] == "model_invalid"
+    assert first_error(server, worker, {"dataset_url": url, "base_model": "evil"})["code"] == "model_invalid"
     assert not marker.exists()
     cut = tmp_path / "cut.pt"
     (model,) = [model for model in server.models() if model["training_job_id"] == trained["id"]]
     cut.write_bytes(server.read_object(model["file_path"])[:500_000])
     server.add_model(cut, model_name="yolo11", version="cut")
-    assert _fails(server, worker, {"dataset_url": url, "base_model": "cut"})["code"] == "model_invalid"
-    assert _fails(server, worker, {"dataset_url": url, "base_model": "none"})["code"] == "model_unavailable"
+    assert first_error(server, worker, {"dataset_url": url, "base_model": "cut"})["code"] == "model_invalid"
+    assert (
+        first_error(server, worker, {"dataset_url": url, "base_model": "none"})["code"] == "model_unavailable"
+    )
 
 
 def test_a_training_gets_through_to_a_server_as_it_is_today(tmp_path: Path, archive: Path) -> None:
