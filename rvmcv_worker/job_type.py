@@ -26,6 +26,9 @@ class JobType(Protocol):
     def parse(self, config: Mapping[str, Any]) -> Any:
         """Return the validated config; raises `InvalidJobError` that names the field."""
 
+    def gpus(self, config: Mapping[str, Any]) -> int:
+        """Return how many GPUs a job asks for; 1 where its config does not say it validly."""
+
     def run(self, attempt: Attempt, config: Any) -> dict[str, Any]:
         """Run one attempt to its end and return the report's `result`; raises `JobError` otherwise."""
 

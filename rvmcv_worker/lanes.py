@@ -133,7 +133,11 @@ class LaneLoop(threading.Thread):
             known = ", ".join(sorted(self._job_types))
             wrong = f"this worker's lane {self.lane.value} has no job type {offer.job_type!r}, only {known}"
             return self._refuse(offer.job_id, UnsupportedJobError(wrong))
-        if self._left_alone(offer.job_id) or (place := self._slots.take()) is None:
+        wanted = job_type.gpus(offer.config)
+        if wanted > max(1, self._slots.gpus):
+            wrong = f"config.gpus: {wanted} were asked for, this worker has {self._slots.gpus}"
+            return self._refuse(offer.job_id, UnsupportedJobError(wrong))
+        if self._left_alone(offer.job_id) or (place := self._slots.take(wanted)) is None:
             return False
         claim = None
         try:

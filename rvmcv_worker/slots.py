@@ -6,11 +6,13 @@ import threading
 
 
 class Slots:
-    """A lane's places; each is a tuple of GPU indexes (empty on a CPU)."""
+    """A lane's places, each for one GPU (a tuple of its index) or for none; a job may take several GPUs."""
 
     def __init__(self, places: list[tuple[int, ...]]) -> None:
         self._free = list(places)
         self._changed = threading.Condition()
+        #: How many GPUs one job can get at most.
+        self.gpus = len({gpu for place in places for gpu in place})
 
     def free(self) -> int:
         """How many places are free now."""
@@ -20,17 +22,25 @@ class Slots:
     def gpus_free(self) -> int:
         """How many GPUs the free places have."""
         with self._changed:
-            return sum(len(place) for place in self._free)
+            return len({gpu for place in self._free for gpu in place})
 
-    def take(self) -> tuple[int, ...] | None:
-        """Take a free place, or None."""
+    def take(self, gpus: int = 1) -> tuple[int, ...] | None:
+        """Take a free place, or so many GPUs as one place, or None where that is not to be had now."""
         with self._changed:
-            return self._free.pop(0) if self._free else None
+            chosen: list[tuple[int, ...]] = []
+            for place in self._free:
+                if place not in chosen and len(chosen) < gpus:
+                    chosen.append(place)
+            if len(chosen) < gpus:
+                return None
+            for place in chosen:
+                self._free.remove(place)
+            return tuple(gpu for place in chosen for gpu in place)
 
     def give_back(self, place: tuple[int, ...]) -> None:
-        """Free a place and wake who waits for one."""
+        """Free what was taken and wake who waits for a place."""
         with self._changed:
-            self._free.append(place)
+            self._free += [(gpu,) for gpu in place] or [()]
             self._free.sort()
             self._changed.notify_all()
 

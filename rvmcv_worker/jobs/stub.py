@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rvmcv_worker.errors import InvalidJobError
+from rvmcv_worker.jobs.training_config import gpus_wanted
 from rvmcv_worker.ledger import ClaimState
 from rvmcv_worker.protocol import explain
 from rvmcv_worker.state import Lane
@@ -34,6 +35,7 @@ class StubConfig(BaseModel):
     step_s: float = Field(0.0, ge=0, le=3600)
     then: str = "complete"
     timeout_s: float = Field(3600.0, gt=0)
+    gpus: int = Field(1, ge=1)
 
 
 class Stub:
@@ -48,6 +50,10 @@ class Stub:
             return StubConfig.model_validate(dict(config))
         except ValidationError as error:
             raise InvalidJobError(f"config: {explain(error)}") from None
+
+    def gpus(self, config: Mapping[str, Any]) -> int:
+        """Return how many GPUs the job asks for, as a training does."""
+        return gpus_wanted(config)
 
     def run(self, attempt: Attempt, config: StubConfig) -> dict[str, Any]:
         """Run the child and publish the file that it made, as a training publishes its model."""

@@ -134,7 +134,23 @@ class TrainingOptions(BaseModel):
         return values
 
 
-class TrainingConfig(BaseModel):
+class GpuWish(BaseModel):
+    """How many GPUs a training asks for, by the protocol's key or by Ultralytics'."""
+
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    device: Annotated[int, BeforeValidator(_gpu_count)] | None = None
+
+
+def gpus_wanted(config: Mapping[str, Any]) -> int:
+    """Return how many GPUs a config asks for; 1 where it does not say it validly, which `parse` refuses."""
+    try:
+        wish = GpuWish.model_validate({key: config[key] for key in GpuWish.model_fields if key in config})
+    except ValidationError:
+        return 1
+    return wish.device or wish.gpus
+
+
+class TrainingConfig(GpuWish):
     """Everything a training job's config can say beside Ultralytics' options."""
 
     model_config = ConfigDict(
@@ -153,8 +169,6 @@ class TrainingConfig(BaseModel):
     active_model_sha256: Sha256 | None = None
     task: Literal["detect", "segment"] | None = None
     names: Annotated[list[ClassName], Field(min_length=1, max_length=10_000)] | None = None
-    gpus: Annotated[int, Field(ge=1, le=64)] = 1
-    device: Annotated[int, BeforeValidator(_gpu_count)] | None = None
     time_limit_h: Annotated[
         float | None, Field(gt=0, le=10_000, validation_alias=AliasChoices("time_limit_h", "time"))
     ] = None

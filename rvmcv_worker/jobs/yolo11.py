@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from rvmcv_worker.controller import ControllerError
-from rvmcv_worker.errors import DatasetUnavailableError, JobCrashedError, JobError, UnsupportedJobError
+from rvmcv_worker.errors import DatasetUnavailableError, JobCrashedError, JobError
 from rvmcv_worker.jobs import training_config
 from rvmcv_worker.jobs.training_config import TrainingConfig
 from rvmcv_worker.ledger import ClaimState
@@ -58,11 +58,12 @@ class Yolo11:
         """Return the validated config; raises `InvalidJobError`."""
         return training_config.parse(config)
 
+    def gpus(self, config: Mapping[str, Any]) -> int:
+        """Return how many GPUs the training asks for."""
+        return training_config.gpus_wanted(config)
+
     def run(self, attempt: Attempt, config: TrainingConfig) -> dict[str, Any]:
         """Fetch, check, train, publish; a failed training delivers its log and the data report too."""
-        gpus = config.device or config.gpus
-        if gpus > max(1, len(attempt.gpus)):
-            raise UnsupportedJobError(f"config.gpus: {gpus} were asked for, this worker trains on one")
         try:
             return _train(attempt, config)
         except JobError as error:
