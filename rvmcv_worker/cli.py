@@ -41,7 +41,7 @@ def _give_up(message: str, code: ExitCode) -> NoReturn:
 @app.command()
 def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
     """Run the daemon until SIGTERM; SIGHUP reads the token again."""
-    from rvmcv_worker import daemon
+    from rvmcv_worker import daemon, ledger
 
     settings = _load(file)
     try:
@@ -50,6 +50,8 @@ def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
         _give_up(str(error), ExitCode.CONFIG)
     except daemon.AlreadyRunningError as error:
         _give_up(str(error), ExitCode.ALREADY_RUNNING)
+    except ledger.LedgerUnavailableError as error:
+        _give_up(f"{error}; make room on the disk, or see who holds it: fuser -v FILE", ExitCode.FAILED)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 One SQLite file (WAL, synchronous=FULL), mode 0600 because lease tokens lie in it. Each step of a job
 is written here before it happens, so a start after a crash knows what to hand back and deliver.
-Schema changes are additive; `user_version` counts them.
+Schema changes are additive, so that an older worker reads a newer file; `user_version` counts them, and
+the file is copied before one.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from typing import Any
 
 from loguru import logger
 
-#: Final reports older than this are given up, in seconds.
-OUTBOX_KEEP_S = 7 * 24 * 3600.0
-
-_SCHEMA = """
+#: The schema, one step for each version.
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS claims (
     job_id TEXT PRIMARY KEY,
     job_type TEXT NOT NULL,
@@ -42,8 +42,15 @@ CREATE TABLE IF NOT EXISTS outbox (
     courtesy TEXT,
     created_at REAL NOT NULL
 );
-"""
-_SCHEMA_VERSION = 1
+""",
+    # Seconds that a running daemon has tried to deliver the report: `created_at` follows the wall clock,
+    # whose jump must not give a report up.
+    "ALTER TABLE outbox ADD COLUMN waited_s REAL NOT NULL DEFAULT 0;",
+)
+
+
+class LedgerUnavailableError(Exception):
+    """The ledger cannot be opened now; it is left as it is, for reports may lie in it."""
 
 
 class ClaimState(enum.Enum):
@@ -53,6 +60,11 @@ class ClaimState(enum.Enum):
     CLAIMED = "claimed"  #: the attempt is ours: fetching and preparing
     RUNNING = "running"  #: the job's child runs
     PUBLISHING = "publishing"  #: objects and model go out; inert until the final report
+    UNKNOWN = "unknown"  #: a newer worker's step, read by an older one: begun, and more is not known
+
+    @classmethod
+    def _missing_(cls, _value: object) -> ClaimState:
+        return cls.UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ class OutboxRow:
     body: dict[str, Any]
     #: Fields of the `training-complete` call that follows the report, if any.
     courtesy: dict[str, Any] | None
-    created_at: float
+    #: Seconds that running daemons have tried to deliver it.
+    waited_s: float
 
 
 class Ledger:
@@ -88,8 +101,8 @@ class Ledger:
         self._file = file
         try:
             self._db = self._open(file)
-        except sqlite3.OperationalError:
-            raise  # a full disk or a lock: the file itself may hold reports that nobody has yet
+        except sqlite3.OperationalError as error:  # a full disk, a lock: the file itself may be sound
+            raise LedgerUnavailableError(f"the ledger {file} cannot be opened: {error}") from None
         except sqlite3.DatabaseError as error:
             aside = file.with_name(f"{file.name}.broken-{int(time.time())}")
             for suffix in ("", "-wal", "-shm"):
@@ -109,11 +122,12 @@ class Ledger:
             raise sqlite3.DatabaseError(f"damaged: {sound}")
         db.execute("PRAGMA synchronous=FULL")
         (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > _SCHEMA_VERSION:
+        if found > len(_SCHEMA):
             logger.warning("ledger {} was written by a newer worker (schema {})", file, found)
-        db.executescript(_SCHEMA)
-        if found < _SCHEMA_VERSION:
-            db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        elif 0 < found < len(_SCHEMA):
+            _copy(db, file.with_name(f"{file.name}.schema-{found}"))
+        for version, step in enumerate(_SCHEMA[found:], found + 1):
+            db.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version={version}; COMMIT;")
         return db
 
     @contextlib.contextmanager
@@ -176,6 +190,11 @@ class Ledger:
         with self._transaction() as db:
             db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
 
+    def waited(self, seconds: float) -> None:
+        """Note that every report has waited so much longer while a daemon ran."""
+        with self._transaction() as db:
+            db.execute("UPDATE outbox SET waited_s = waited_s + ?", (seconds,))
+
     def replace_report(self, seq: int, body: dict[str, Any]) -> None:
         """Put another body in a report's place, under the same place in the order."""
         with self._transaction() as db:
@@ -211,7 +230,7 @@ class Ledger:
                 finish_id=row["finish_id"],
                 body=json.loads(row["body"]),
                 courtesy=json.loads(row["courtesy"]) if row["courtesy"] else None,
-                created_at=row["created_at"],
+                waited_s=row["waited_s"],
             )
             for row in rows
         ]
@@ -229,3 +248,11 @@ class Ledger:
         """Close the file; nothing is lost, each step was committed."""
         with self._lock:
             self._db.close()
+
+
+def _copy(db: sqlite3.Connection, file: Path) -> None:
+    """Copy the whole database, as it is before its schema changes."""
+    os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+    with contextlib.closing(sqlite3.connect(file)) as copy:
+        db.backup(copy)
+    logger.info("the ledger as the worker before has left it is kept as {}", file)

@@ -17,11 +17,13 @@ from rvmcv_worker.controller import (
     TooLargeError,
 )
 from rvmcv_worker.errors import FencedError, InternalError
-from rvmcv_worker.ledger import OUTBOX_KEEP_S, Ledger, OutboxRow
+from rvmcv_worker.ledger import Ledger, OutboxRow
 from rvmcv_worker.protocol import TrainingComplete
 from rvmcv_worker.retry import Retry
 from rvmcv_worker.state import Condition
 
+#: Final reports that RVM-Server has not taken after this many seconds of a running daemon are given up.
+KEEP_S = 7 * 24 * 3600.0
 #: Final reports refused in a row that make the worker `degraded`.
 _REJECTED_LIMIT = 3
 #: Tries for `training-complete`, a courtesy that nothing waits for.
@@ -63,6 +65,7 @@ class Outbox(threading.Thread):
     def run(self) -> None:
         """Deliver what is due, oldest first; wait; again."""
         backoff = self._retry.backoff()
+        since_s = time.monotonic()
         while not self._closing.is_set():
             self._wake.clear()
             try:
@@ -71,12 +74,15 @@ class Outbox(threading.Thread):
                 delay_s = backoff.next_s(error)
                 logger.warning("final reports wait {:.0f} s: {}", delay_s, error)
                 self._closing.wait(delay_s)
+                since_s, before_s = time.monotonic(), since_s
+                self._ledger.waited(since_s - before_s)
                 self._retry.before_retry(error)
                 continue
             backoff.reset()
             with self._empty:
                 self._empty.notify_all()
             self._wake.wait()
+            since_s = time.monotonic()
 
     def _deliver_due(self) -> None:
         """Deliver every report whose attempt has wiped its workspace; the others wake us when they have.
@@ -99,7 +105,7 @@ class Outbox(threading.Thread):
 
     def _deliver(self, row: OutboxRow) -> None:
         log = logger.bind(job_id=row.job_id)
-        if time.time() - row.created_at > OUTBOX_KEEP_S:
+        if row.waited_s > KEEP_S:
             log.error("final report given up after seven days: RVM-Server never took it")
             self._ledger.delivered(row.seq)
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rvmcv_worker.ledger import ClaimState, Ledger
+from rvmcv_worker.ledger import ClaimState, Ledger, LedgerUnavailableError
 
 
 @pytest.fixture
@@ -73,3 +73,61 @@ def test_a_broken_file_is_set_aside_and_said(file: Path, logged: list[str]) -> N
     assert ledger.claims() == []
     assert len(list(file.parent.glob("ledger.sqlite3.broken-*[0-9]"))) == 1
     assert any("set aside" in line for line in logged)
+
+
+#: The file as version 0.1.0 made it, with a report that nobody has taken yet.
+_SCHEMA_1 = """
+CREATE TABLE claims (job_id TEXT PRIMARY KEY, job_type TEXT NOT NULL, claim_id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL, attempt INTEGER, lease_token TEXT, changed_at REAL NOT NULL);
+CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, job_id TEXT NOT NULL,
+    finish_id TEXT NOT NULL UNIQUE, body TEXT NOT NULL, courtesy TEXT, created_at REAL NOT NULL);
+INSERT INTO outbox VALUES (7, 'job1', 'f1', '{"status": "completed"}', NULL, 1800000000.0);
+PRAGMA user_version=1;
+"""
+
+
+def test_an_older_schema_is_copied_then_brought_up_to_date(file: Path) -> None:
+    with sqlite3.connect(file) as old:
+        old.executescript(_SCHEMA_1)
+    ledger = Ledger(file)
+    ledger.waited(5.0)
+    (row,) = ledger.outbox()
+    assert (row.seq, row.job_id, row.waited_s) == (7, "job1", 5.0)
+    copy = file.with_name("ledger.sqlite3.schema-1")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    with sqlite3.connect(copy) as kept:
+        assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+        assert kept.execute("SELECT job_id FROM outbox").fetchall() == [("job1",)]
+
+
+def test_a_newer_workers_file_is_read_and_its_unknown_step_hands_back(file: Path, logged: list[str]) -> None:
+    Ledger(file).begin_claim("job1", "yolo11", "c1")
+    with sqlite3.connect(file) as newer:
+        newer.executescript(
+            "ALTER TABLE claims ADD COLUMN planet TEXT; UPDATE claims SET state = 'warping';"
+            "PRAGMA user_version=99;"
+        )
+    (row,) = Ledger(file).claims()
+    assert (row.job_id, row.state) == ("job1", ClaimState.UNKNOWN)
+    assert any("newer worker" in line for line in logged)
+
+
+def test_a_file_that_another_holds_is_left_as_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger(file).close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **{**more, "timeout": 0.1}))
+    with connect(file, isolation_level=None) as holder:
+        holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerUnavailableError, match="locked"):
+            Ledger(file)
+    assert not list(file.parent.glob("*broken*"))
+
+
+def test_reports_count_the_time_that_they_waited_not_the_clocks(file: Path) -> None:
+    ledger = Ledger(file)
+    for name in ("a", "b"):
+        ledger.begin_claim(name, "yolo11", name)
+        ledger.finish(name, _report(name, f"finish-{name}"))
+        ledger.waited(10.0)
+    assert [row.waited_s for row in Ledger(file).outbox()] == [20.0, 10.0]
