@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any
 
 from rvmcv_worker import framing
+from rvmcv_worker.compute import ranks
 from rvmcv_worker.errors import InternalError, JobError
 
 #: Task name -> module that has ``run(job, child) -> result``. The list is closed: a job cannot name a module.
@@ -50,6 +51,8 @@ class Child:
     root: Path
     directory: Path
     progress_fd: int
+    #: Which process of a training on several GPUs this is, if it is one of several; 0 speaks for all.
+    rank: int | None = None
     stop_requested: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,12 +67,13 @@ class Child:
             raise StopRequestedError
 
 
-def write_result(directory: Path, result: dict[str, Any]) -> None:
-    """Write `result.json` whole or not at all."""
+def write_result(child: Child, result: dict[str, Any]) -> None:
+    """Write `result.json`, or that of another rank, whole or not at all."""
     text = json.dumps(framing.finite(result), allow_nan=False)
-    part = directory / "result.json.part"
+    name = ranks.result_name(child.rank)
+    part = child.directory / f"{name}.part"
     part.write_text(text)
-    part.replace(directory / "result.json")
+    part.replace(child.directory / name)
 
 
 def run_task(job: dict[str, Any], child: Child) -> int:
@@ -77,18 +81,18 @@ def run_task(job: dict[str, Any], child: Child) -> int:
     try:
         module = importlib.import_module(TASKS[job["task"]])
         result = module.run(job, child)
-    except StopRequestedError:
-        write_result(child.directory, {"ok": False, "stopped": True})
+    except (StopRequestedError, ranks.RanksStoppedError):
+        write_result(child, {"ok": False, "stopped": True})
         return 1
     except JobError as error:
-        write_result(child.directory, {"ok": False, "error": error.to_wire(), "detail": error.detail})
+        write_result(child, {"ok": False, "error": error.to_wire(), "detail": error.detail})
         return 1
     except Exception as error:  # noqa: BLE001 - the last stop: whatever it was becomes the result
         traceback.print_exc()
         message = f"{type(error).__name__} in the {job['task']} child: {error}"
-        write_result(child.directory, {"ok": False, "error": InternalError(message).to_wire()})
+        write_result(child, {"ok": False, "error": InternalError(message).to_wire()})
         return 1
-    write_result(child.directory, {"ok": True, "result": result})
+    write_result(child, {"ok": True, "result": result})
     return 0
 
 
@@ -97,7 +101,10 @@ def main() -> int:
     root = Path.cwd()
     directory = root / sys.argv[1]
     job = json.loads((directory / "job.json").read_text())
-    child = Child(root=root, directory=directory, progress_fd=int(job["progress_fd"]))
+    progress_fd, rank = int(job["progress_fd"]), ranks.own_rank()
+    if rank is not None:
+        progress_fd = ranks.open_progress(progress_fd, rank)
+    child = Child(root=root, directory=directory, progress_fd=progress_fd, rank=rank)
     os.set_inheritable(child.progress_fd, False)
 
     def on_sigterm(_signum: int, _frame: FrameType | None) -> None:

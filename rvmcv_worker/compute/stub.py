@@ -3,7 +3,8 @@
     {"task": "stub", "steps": 5, "step_s": 0.01, "then": "complete", "payload_bytes": 4096}
 
 `then` is a name of `ENDINGS`. Those that eat or flood stop at ``at_most_bytes`` and then complete, so that
-a limit that does not work shows as a job that completes.
+a limit that does not work shows as a job that completes. With ``ranks`` it runs in so many processes, and
+``rank_then`` gives some of them an ending of their own, as in ``{"1": "segfault"}``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rvmcv_worker import errors
+from rvmcv_worker.compute import ranks
 from rvmcv_worker.compute.child import Child
 
 _CHUNK_BYTES = 16 * 1024 * 1024
@@ -26,10 +28,13 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 
 def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     """Report `steps` epochs of `step_s` seconds, write a model of `payload_bytes`, end as `then` says."""
+    if job.get("ranks", 1) > 1 and child.rank is None:
+        return ranks.launch(int(job["ranks"]), child)
     steps, step_s = int(job.get("steps", 5)), float(job.get("step_s", 0.01))
-    ending = ENDINGS.get(job.get("then", "complete"))
+    then = job.get("rank_then", {}).get(str(child.rank), job.get("then", "complete"))
+    ending = ENDINGS.get(then)
     if ending is None:
-        raise errors.InvalidJobError(f"then = {job['then']!r} is not one of {', '.join(sorted(ENDINGS))}")
+        raise errors.InvalidJobError(f"then = {then!r} is not one of {', '.join(sorted(ENDINGS))}")
     child.report(phase="train", fraction=0.0, epoch=0, epochs=steps)
     for step in range(1, steps + 1):
         child.stop_requested.wait(step_s)

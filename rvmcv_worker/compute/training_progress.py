@@ -41,7 +41,14 @@ class TrainingProgress:
         return "epochs" if self.epochs_done >= self.epochs else "patience"
 
     def attach(self, yolo: Any) -> None:
-        """Listen to what `yolo` does from now on, trainings and validations."""
+        """Listen to what `yolo` does from now on, trainings and validations.
+
+        A rank other than 0, which knows of no metrics, only heeds the wish to stop.
+        """
+        if self._child.rank:
+            yolo.add_callback("on_train_batch_end", self._check_stop)
+            yolo.add_callback("on_val_batch_end", self._check_stop)
+            return
         for event in (
             "on_pretrain_routine_start",
             "on_pretrain_routine_end",
