@@ -23,8 +23,8 @@ def hook(event, arguments):
 WATCHED = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg",
            "urllib.Request", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
 sys.addaudithook(hook)
-from rvmcv_worker.compute.child import main
-sys.exit(main())
+import runpy
+runpy.run_module("rvmcv_worker.compute.child", run_name="__main__", alter_sys=True)
 """
 
 
