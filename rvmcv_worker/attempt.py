@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 import time
 import uuid
@@ -23,6 +24,7 @@ from rvmcv_worker.errors import (
     JobError,
     WorkerDiedError,
     WorkerStoppedError,
+    WorkerUnfitError,
 )
 from rvmcv_worker.executor import ChildEnd, ChildSpec, run_child
 from rvmcv_worker.gpu import Gpus
@@ -49,7 +51,7 @@ from rvmcv_worker.state import Condition, RunningJob
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
-from rvmcv_worker.workspace import Workspace
+from rvmcv_worker.workspace import UsageMeter, Workspace
 
 #: Seconds before a job that was handed back after its first attempt is offered again; doubles with each.
 HAND_BACK_S = 60.0
@@ -75,6 +77,7 @@ class Services:
     spawner: Spawner
     outbox: Outbox
     gpus: Gpus
+    work_usage: UsageMeter
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,17 @@ class Attempt:
     ) -> ChildEnd:
         """Run one child behind the wall to its end; its progress is the job's, or `on_progress` takes it."""
         services = self.services
-        gpus = tuple(services.gpus.device_number(index) for index in self.gpus)
+        gpus = tuple(services.gpus.identity(index).device_number for index in self.gpus)
         return run_child(
-            ChildSpec(name=name, job=job, readable=readable, timeout_s=timeout_s, gpus=gpus),
+            ChildSpec(
+                name=name,
+                job=job,
+                readable=readable,
+                timeout_s=timeout_s,
+                gpus=gpus,
+                gpu_memory_fraction=services.gpus.memory_fraction(self.gpus),
+                check_gpus=lambda again: services.gpus.check(self.gpus, again=again),
+            ),
             workspace=self.workspace,
             sandbox=services.sandbox,
             spawner=services.spawner,
@@ -171,7 +182,7 @@ def run_attempt(
             attempt = Attempt(services, offer, claim, workspace, progress, interrupt, gpus)
             report = _run(attempt, job_type)
             status = report["status"]
-            _enter_outbox(services, report, job_type.courtesy(offer, report))
+            _enter_outbox(services, report, job_type.courtesy(offer, report), workspace)
     except FencedError as error:
         services.ledger.forget(offer.job_id)
         log.warning("lease lost ({}): result discarded, the job is another's or over", error.reason)
@@ -213,8 +224,12 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     except FencedError:
         raise
     except Exception as error:
-        log.exception("a fault of the worker's own")
-        wrong = InternalError(f"{type(error).__name__}: {error}")
+        if _is_for_want_of_room(error):
+            wrong: JobError = WorkerUnfitError(f"the worker's disk is full ({error}): the job goes back")
+            log.warning("{}", wrong.message)
+        else:
+            log.exception("a fault of the worker's own")
+            wrong = InternalError(f"{type(error).__name__}: {error}")
         report |= _failure(wrong, attempt.services.settings, attempt.claim.attempt)
     else:
         report |= {"status": "completed", "result": result}
@@ -224,6 +239,13 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
             attempt.interrupt.check()  # raises when fenced: then nothing is reported at all
     report["timings"] = {**attempt.timings, "total": round(time.monotonic() - start_s, 3)}
     return to_wire(FinishReport.model_validate(report))
+
+
+def _is_for_want_of_room(error: Exception) -> bool:
+    """Whether the daemon itself, not a child, met a full disk."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk is full" in str(error)
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _within_limit(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
@@ -244,14 +266,20 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
 
 
-def _enter_outbox(services: Services, report: dict[str, Any], courtesy: dict[str, Any] | None) -> None:
-    """Put a final report into the ledger, however long the disk is full or the file locked."""
+def _enter_outbox(
+    services: Services, report: dict[str, Any], courtesy: dict[str, Any] | None, workspace: Workspace
+) -> None:
+    """Put a final report into the ledger, however long the disk is full or the file locked.
+
+    The workspace, which nobody needs any more, goes first when it may be what fills the disk.
+    """
     log = logger.bind(job_id=report["job_id"])
     for delay_s in services.retry.delays():
         try:
             services.ledger.finish(report["job_id"], report, courtesy)
         except sqlite3.OperationalError as error:
             log.warning("the final report cannot be written, tried again in {:.0f} s: {}", delay_s, error)
+            workspaces.wipe(workspace.root)
             if services.condition.stopping.wait(delay_s):
                 raise
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,7 @@ class ChildLog:
             if len(self._flood) == _FLOOD_TAIL_BYTES:
                 del lines[0]  # it starts in the middle
             self._lines.extend(map(_shown, lines))
-            self._file.write(("\n".join(["… the last lines:", *self._lines]) + "\n").encode())
+            self._append(("\n".join(["… the last lines:", *self._lines]) + "\n").encode())
         self._file.close()
 
     def _write(self, lines: list[str]) -> None:
@@ -96,14 +97,18 @@ class ChildLog:
             for line in lines:
                 self._each(line)
         text = ("\n".join(lines) + "\n").encode()
-        self._file.write(text[: self._left_bytes])
+        self._append(text[: self._left_bytes])
         self._left_bytes -= len(text)
         if self.is_full:
-            self._file.write(
+            self._append(
                 f"\n… cut: the job wrote more than {self._max_bytes / 1e6:g} MB of log\n".encode()
             )
             self._flood = self._part
             self._part = b""
+
+    def _append(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs the log, not the job
+            self._file.write(data)
 
 
 def _shown(line: bytes) -> str:

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +32,11 @@ else:
     import tomli as tomllib
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Slots = Annotated[int, Field(ge=1, le=64)]
+
+#: Job types that the inference engine serves.
+INFERENCE_JOB_TYPES = frozenset({"inference", "batch-inference"})
 
 
 class ConfigError(Exception):
@@ -69,6 +81,7 @@ class WorkerSettings(Section):
     state_dir: Path = Path("/var/lib/rvmcv-worker")
     runtime_dir: Path = Path("/run/rvmcv-worker")
     credentials_dir: Path | None = None
+    gpu: Literal["auto", "required", "none"] = "auto"
     train_slots: Literal["per-gpu"] | Slots = "per-gpu"
     infer_slots: Slots = 8
     batch_slots: Slots = 1
@@ -113,8 +126,14 @@ class LimitSettings(Section):
     max_job_h: PositiveFloat = 72.0
     max_prepare_s: PositiveFloat = 3600.0
     max_job_memory_gb: PositiveFloat = 60.0
+    max_gpu_memory_gb: PositiveFloat = 22.0
+    engine_gpu_memory_gb: NotNegativeFloat = 3.0
+    max_gpu_temperature_c: PositiveFloat = 90.0
+    max_gpu_ecc_errors: Annotated[int, Field(ge=0)] = 0
     max_workspace_gb: PositiveFloat = 100.0
+    workspace_high_water: Annotated[float, Field(gt=0, le=1)] = 0.8
     disk_floor_gb: PositiveFloat = 10.0
+    disk_floor_files: Annotated[int, Field(ge=0)] = 10_000
     max_log_mb: PositiveFloat = 64.0
     max_dataset_gb: PositiveFloat = 40.0
     max_model_mb: PositiveFloat = 2000.0
@@ -150,9 +169,22 @@ class Settings(Section):
     dataset: DatasetSettings = DatasetSettings()
     timing: TimingSettings = TimingSettings()
 
+    @model_validator(mode="after")
+    def _engine_leaves_something(self) -> Settings:
+        if self.job_gpu_memory_bytes <= 0:
+            raise ValueError("limits.engine_gpu_memory_gb must be less than max_gpu_memory_gb, whose part it is")
+        return self
+
     def scaled(self, seconds: float) -> float:
         """Return a waiting time as `[timing] scale` makes it."""
         return seconds * self.timing.scale
+
+    @property
+    def job_gpu_memory_bytes(self) -> int:
+        """What one job may take of a GPU's memory: the limit, less the engine's part where there is one."""
+        serves = not INFERENCE_JOB_TYPES.isdisjoint(self.worker.job_types)
+        engine_gb = self.limits.engine_gpu_memory_gb if serves else 0.0
+        return int((self.limits.max_gpu_memory_gb - engine_gb) * 1024**3)
 
     @property
     def work_dir(self) -> Path:
@@ -195,7 +227,7 @@ def _explain(error: ValidationError, file: Path) -> str:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             lines.append(f"{file}: unknown key {key!r}{hint}")
         else:
-            lines.append(f"{file}: {key}: {item['msg']}")
+            lines.append(f"{file}: {key and f'{key}: '}{item['msg']}")
     return "\n".join(lines)
 
 
@@ -238,7 +270,7 @@ def _credential_dirs(settings: Settings) -> list[Path]:
 
 
 def load_credentials(settings: Settings) -> Credentials:
-    """Read the secrets; raises `ConfigError` when there is no token."""
+    """Read the secrets; raises `ConfigError` when there is no token, or one that no header can carry."""
     values: dict[str, str] = {}
     directories = _credential_dirs(settings)
     for field, name in CREDENTIAL_FILES.items():
@@ -250,12 +282,30 @@ def load_credentials(settings: Settings) -> Credentials:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{directory / name}: cannot be read: {error}") from None
             if text:
+                _refuse_odd_characters(text, directory / name)
                 values[field] = text
                 break
     if "token" not in values:
         places = ", ".join(str(directory / "token") for directory in directories)
         raise ConfigError(f"no token: put RVM-Server's worker token into one of {places} (mode 0600)")
     return Credentials.model_validate(values)
+
+
+def _refuse_odd_characters(secret: str, file: Path) -> None:
+    """Raise `ConfigError` for what a header cannot carry; a server's answer to it would mislead."""
+    for number, character in enumerate(secret, 1):
+        if not "!" <= character <= "~":
+            what = "a space or line break" if character.isspace() else f"U+{ord(character):04X}"
+            raise ConfigError(
+                f"{file}: character {number} of {len(secret)} is {what}, which no token has: write the token "
+                "alone into the file, as it was issued"
+            )
+
+
+def credential_file(settings: Settings, name: str) -> Path | None:
+    """Return the file that the secret `name` is read from now, or None where there is none."""
+    files = (directory / name for directory in _credential_dirs(settings))
+    return next((file for file in files if file.exists()), None)
 
 
 def show(settings: Settings) -> list[str]:
@@ -270,6 +320,6 @@ def show(settings: Settings) -> list[str]:
         lines.append("")
     lines.append("# secrets")
     for name in CREDENTIAL_FILES.values():
-        found = next((d / name for d in _credential_dirs(settings) if (d / name).exists()), None)
+        found = credential_file(settings, name)
         lines.append(f"# {name} = {f'******** ({found})' if found else '(not set)'}")
     return lines

@@ -25,6 +25,7 @@ from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.lanes import LaneLoop
 from rvmcv_worker.ledger import Ledger
+from rvmcv_worker.machine_watch import MachineWatch, train_places
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.retry import Retry
@@ -34,6 +35,7 @@ from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.state import Condition, Lane
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.token_source import TokenSource
+from rvmcv_worker.workspace import UsageMeter
 
 #: Longest step of the main loop: it feeds systemd's watchdog and makes no network call.
 _TICK_S = 1.0
@@ -93,7 +95,8 @@ def make_services(settings: Settings) -> Services:
         sandbox=_choose_wall(settings, condition),
         spawner=Spawner(),
         outbox=Outbox(ledger, controller, retry, condition, settings.worker.state_dir / "rejected"),
-        gpus=Gpus(),
+        gpus=Gpus(settings),
+        work_usage=UsageMeter(settings.work_dir),
     )
 
 
@@ -115,16 +118,16 @@ def make_lanes(services: Services) -> list[LaneLoop]:
         known = ", ".join(JOB_TYPES)
         raise ConfigError(f"[worker] job_types: no job type {unknown[0]!r}; this worker has {known}")
     job_types = {name: JOB_TYPES[name] for name in worker.job_types}
-    train: list[tuple[int, ...]] = [(index,) for index in range(services.gpus.count)] or [()]
-    if worker.train_slots != "per-gpu":
-        train = [train[index % len(train)] for index in range(worker.train_slots)]
     places: dict[Lane, list[tuple[int, ...]]] = {
-        Lane.TRAIN: train,
+        Lane.TRAIN: train_places(services.gpus, worker.train_slots),
         Lane.INFER: [()] * worker.infer_slots,
         Lane.BATCH: [()] * worker.batch_slots,
     }
     wanted = {job_type.lane for job_type in job_types.values()}
-    return [LaneLoop(lane, job_types, Slots(places[lane]), services) for lane in Lane if lane in wanted]
+    unfit = services.gpus.unfit
+    return [
+        LaneLoop(lane, job_types, Slots(places[lane], unfit), services) for lane in Lane if lane in wanted
+    ]
 
 
 def run(settings: Settings) -> ExitCode:
@@ -153,11 +156,12 @@ def run(settings: Settings) -> ExitCode:
         services.gpus.count or f"none ({services.gpus.reason})",
     )
     recovery.clear(services)
-    housekeeping.check_disk(services)
+    watch = MachineWatch(services, next((lane.slots for lane in lanes if lane.lane is Lane.TRAIN), None))
+    watch.look()
     scheduler = housekeeping.start(services)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     settlement = recovery.Settlement(services)
-    threads = (services.outbox, heartbeat, *lanes)
+    threads = (services.outbox, watch, heartbeat, *lanes)
     for thread in (settlement, *threads):
         thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import re
 import shutil
+import ssl
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from rvmcv_worker import protocol, sandbox
-from rvmcv_worker.config import ConfigError, Credentials, Settings, load_credentials
+from rvmcv_worker.config import (
+    CREDENTIAL_FILES,
+    ConfigError,
+    Credentials,
+    Settings,
+    credential_file,
+    load_credentials,
+)
 from rvmcv_worker.controller import (
     Controller,
     ControllerError,
@@ -22,11 +31,12 @@ from rvmcv_worker.controller import (
     TokenRejectedError,
 )
 from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.gpu_fault import job_bytes
 from rvmcv_worker.logs import escape, redact
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.token_source import TokenSource
 
-_GB = 1024**3
+_GB, _GIB = 1e9, 1024**3
 #: Least NVIDIA driver by the CUDA major version that a torch wheel was built for.
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
 
@@ -59,6 +69,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("token", False, str(error))
     else:
+        yield from _open_secrets(settings)
+        yield from _ca_file(settings)
         # Under a name of its own: a second instance of the worker's would end what the daemon runs.
         worker = settings.worker.model_copy(update={"id": f"{settings.worker.id[:57]}-doctor"})
         stranger = settings.model_copy(update={"worker": worker})
@@ -70,9 +82,33 @@ def findings(settings: Settings) -> Iterator[Finding]:
         else:
             yield Finding("storage", None, "not looked at: it goes through RVM-Server")
     yield _wall(settings)
-    yield _gpu()
+    yield _gpu(settings)
     yield _disk(settings)
     yield _compute()
+
+
+def _open_secrets(settings: Settings) -> Iterator[Finding]:
+    """Find secrets that every user of this machine can read."""
+    for name in CREDENTIAL_FILES.values():
+        if (file := credential_file(settings, name)) is None:
+            continue
+        reachable = all(parent.stat().st_mode & stat.S_IXOTH for parent in file.resolve().parents)
+        if reachable and file.stat().st_mode & stat.S_IROTH:
+            yield Finding("secrets", False, f"{file} can be read by every user: chmod 600 {file}")
+
+
+def _ca_file(settings: Settings) -> Iterator[Finding]:
+    """Find what is wrong with the private CA, which would else look like a fault of the server."""
+    if (file := settings.server.ca_file) is None:
+        return
+    try:
+        ssl.create_default_context(cafile=str(file))
+    except ssl.SSLError:
+        yield Finding("ca_file", False, f"{file} holds no certificate: it must be PEM (BEGIN CERTIFICATE)")
+    except OSError as error:
+        yield Finding("ca_file", False, f"{file}: {error.strerror}; correct [server] ca_file")
+    else:
+        yield Finding("ca_file", True, str(file))
 
 
 def _server(settings: Settings, controller: Controller) -> Iterator[Finding]:
@@ -112,11 +148,17 @@ def _wall(settings: Settings) -> Finding:
     return Finding("wall", True, f"{wall.name} works")
 
 
-def _gpu() -> Finding:
-    gpus = Gpus()
-    if not gpus.count:
+def _gpu(settings: Settings) -> Finding:
+    gpus = Gpus(settings)
+    if not gpus.expected:
         return Finding("gpu", None, f"none ({gpus.reason}); trainings run on the CPU")
-    names = ", ".join(reading.name for reading in gpus.read())
+    if not gpus.count:
+        return Finding(
+            "gpu", False, f"none ({gpus.reason}); for trainings on the CPU set [worker] gpu to none"
+        )
+    if faults := gpus.faults():
+        return Finding("gpu", False, "; ".join(fault.sentence for fault in faults.values()))
+    names = _gpu_names(gpus, settings)
     wheel = _cuda_of_torch()
     needed = _DRIVER_FOR_CUDA.get(wheel, 0)
     driver = int(match.group()) if (match := re.match(r"\d+", gpus.driver)) else 0
@@ -126,6 +168,17 @@ def _gpu() -> Finding:
         )
         return Finding("gpu", False, f"{names}, driver {gpus.driver}: {advice}")
     return Finding("gpu", True, f"{names}, driver {gpus.driver}, torch for CUDA {wheel or 'unknown'}")
+
+
+def _gpu_names(gpus: Gpus, settings: Settings) -> str:
+    """Return each GPU's name, what of its memory is free, and what a job may take of it."""
+    told = []
+    for index, reading in gpus.readings().items():
+        gpu = gpus.identity(index)
+        free = f"{reading.memory_free_bytes / _GIB:.1f}" if reading else "an unknown part"
+        total_gb, job_gb = gpu.memory_total_bytes / _GIB, job_bytes(gpu, settings) / _GIB
+        told.append(f"{gpu.name} ({free} of {total_gb:.1f} GB free, {job_gb:.1f} for a job)")
+    return ", ".join(told)
 
 
 def _cuda_of_torch() -> int:
@@ -146,6 +199,10 @@ def _disk(settings: Settings) -> Finding:
         place = place.parent
     free_gb = shutil.disk_usage(place).free / _GB
     floor_gb = settings.limits.disk_floor_gb
+    if not place.is_dir():
+        return Finding(
+            "disk", False, f"{place} is no directory: move it away, or name another [worker] state_dir"
+        )
     if not os.access(place, os.W_OK):
         return Finding("disk", False, f"{place} is not writable for this user: run as the worker's user")
     if free_gb < floor_gb:

@@ -170,6 +170,12 @@ class WorkerDiedError(JobError):
     code = "worker_died"
 
 
+class WorkerUnfitError(JobError):
+    """The machine under the job failed: its disk was filled by others, or its GPU was lost."""
+
+    code = "worker_unfit"
+
+
 class JobCancelledError(Exception):
     """RVM-Server cancelled the job: it stops, reports `cancelled` and publishes nothing."""
 

@@ -66,8 +66,11 @@ class ChildSpec:
     timeout_s: float
     #: Directories of earlier children, which it may read.
     readable: tuple[str, ...] = ()
-    #: The N of each `/dev/nvidiaN` it may use.
+    #: The N of each `/dev/nvidiaN` it may use, and how much of the memory of each.
     gpus: tuple[int, ...] = ()
+    gpu_memory_fraction: float = 1.0
+    #: Raises `WorkerUnfitError` when its GPUs are gone; with True it looks at them anew.
+    check_gpus: Callable[[bool], None] = lambda _again: None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def run_child(
     child_log = ChildLog(workspace.out_dir / f"{spec.name}.log", int(limits.max_log_mb * 1e6), log)
     with contextlib.closing(child_log), _pipe() as progress, _pipe(_PIPE_BYTES) as output:
         workspace.write_job(spec.name, {**spec.job, "progress_fd": progress.write_fd})
+        disk = DiskQuota(workspace, spec.name, limits)
         try:
             tree = sandbox.start(
                 [*command, spec.name],
@@ -113,6 +117,7 @@ def run_child(
                 writable=spec.name,
                 readable=spec.readable,
                 gpus=spec.gpus,
+                gpu_memory_fraction=spec.gpu_memory_fraction,
                 keep_fds=(progress.write_fd,),
                 output=output.write_fd,
                 limits=limits,
@@ -141,8 +146,7 @@ def run_child(
             )
             memory = MemoryLimit(tree, limits)
             try:
-                disk = DiskQuota(workspace, spec.name, limits)
-                run.watch(spec.timeout_s, (memory.check, disk.check))
+                run.watch(spec.timeout_s, (memory.check, disk.check, lambda: spec.check_gpus(False)))
             finally:
                 tree.kill()
                 run.drain()
@@ -154,7 +158,9 @@ def run_child(
     try:
         result = _result(workspace, spec.name, status, child_log.tail, oom_killed=_oom_kills() > oom_kills)
     except JobError:
-        disk.check(walk=True)  # a child that may write no more fails in its own words before it is caught
+        # A child that may write no more, or has no GPU any more, fails in its own words before it is seen.
+        disk.check_whole()
+        spec.check_gpus(True)
         raise
     seconds = time.monotonic() - started_s
     return ChildEnd(result, child_log.tail, seconds, memory.cpu_s, memory.peak_bytes)

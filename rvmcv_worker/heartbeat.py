@@ -11,7 +11,9 @@ from loguru import logger
 from rvmcv_worker import __version__
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.controller import ControllerError, ProtocolMissingError, TokenRejectedError
+from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import StopReason
+from rvmcv_worker.nvml import GpuReading
 from rvmcv_worker.protocol import (
     GpuStatus,
     HostStatus,
@@ -21,7 +23,6 @@ from rvmcv_worker.protocol import (
     WorkerStatus,
 )
 from rvmcv_worker.state import Lane
-from rvmcv_worker.workspace import measure
 
 #: Seconds between two reports until RVM-Server sets its own.
 _IDLE_S, _BUSY_S = 10.0, 3.0
@@ -106,14 +107,31 @@ class Heartbeat(threading.Thread):
             ),
             uptime_s=int(time.monotonic() - self._start_s),
             sandbox=services.sandbox.name,
-            gpus=[GpuStatus.model_validate(vars(gpu)) for gpu in services.gpus.read()],
+            gpus=[_gpu(services.gpus, index, reading) for index, reading in services.gpus.readings().items()],
             host=HostStatus(
                 cpu_pct=psutil.cpu_percent(),
                 memory_used_mb=(memory.total - memory.available) // _MB,
                 memory_total_mb=memory.total // _MB,
                 disk_free_gb=round(psutil.disk_usage(str(services.settings.work_dir)).free / _GB, 1),
-                workspace_gb=round(measure(services.settings.work_dir).bytes / _GB, 3),
+                workspace_gb=round(services.work_usage.read().bytes / _GB, 3),
             ),
             jobs=condition.totals(outbox=len(services.ledger.outbox())),
             leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],
         )
+
+
+def _gpu(gpus: Gpus, index: int, reading: GpuReading | None) -> GpuStatus:
+    """Return a GPU as last read; of one that does not answer only what it is."""
+    identity = gpus.identity(index)
+    total_bytes = identity.memory_total_bytes
+    if reading is None:
+        return GpuStatus(index=index, name=identity.name, memory_total_mb=total_bytes // _MB)
+    return GpuStatus(
+        index=index,
+        name=identity.name,
+        utilization_pct=reading.utilization_pct,
+        memory_used_mb=(total_bytes - reading.memory_free_bytes) // _MB,
+        memory_total_mb=total_bytes // _MB,
+        temperature_c=reading.temperature_c,
+        power_w=reading.power_w,
+    )

@@ -59,8 +59,10 @@ def resource_limits(limits: LimitSettings) -> list[str]:
     ]
 
 
-def environment(home: Path, gpus: Sequence[int], *, walled: bool) -> dict[str, str]:
-    """Return a child's whole environment."""
+def environment(
+    home: Path, gpus: Sequence[int], *, gpu_memory_fraction: float, walled: bool
+) -> dict[str, str]:
+    """Return a child's whole environment; more than its fraction of a GPU raises `torch.OutOfMemoryError`."""
     variables = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": str(home),
@@ -71,4 +73,8 @@ def environment(home: Path, gpus: Sequence[int], *, walled: bool) -> dict[str, s
     }
     if not walled or not gpus:  # behind the wall the other cards are not there to be counted
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if gpus:
+        # Some torch releases heed only the old name: https://github.com/pytorch/pytorch/issues/183387
+        for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+            variables[name] = f"per_process_memory_fraction:{gpu_memory_fraction:.4f}"
     return variables | {name: os.environ[name] for name in PASSED_ON if name in os.environ}

@@ -129,8 +129,9 @@ class ModelStore:
                 " and is fetched again by the next job"
             )
 
-    def trim(self, *, keep: Collection[str] = ()) -> list[str]:
+    def trim(self, *, keep: Collection[str] = (), limit_bytes: int | None = None) -> list[str]:
         """Remove the least recently used until the limit is kept, but the last used; returns what went."""
+        limit_bytes = self._limit_bytes if limit_bytes is None else limit_bytes
         self._remove_stale()
         held = []
         for path in self._directory.iterdir():
@@ -141,7 +142,7 @@ class ModelStore:
         total_bytes = sum(size_bytes for _, size_bytes, _ in held)
         removed = []
         for _, size_bytes, path in held[:-1]:
-            if total_bytes <= self._limit_bytes:
+            if total_bytes <= limit_bytes:
                 break
             if path.name in keep:
                 continue
@@ -149,9 +150,7 @@ class ModelStore:
             total_bytes -= size_bytes
             removed.append(path.name)
         if removed:
-            logger.info(
-                "model store: {} models removed, the limit is {} bytes", len(removed), self._limit_bytes
-            )
+            logger.info("model store: {} models removed, the limit is {} bytes", len(removed), limit_bytes)
         return removed
 
     def _path(self, sha256: str) -> Path:

@@ -84,14 +84,21 @@ class ProcessTree(abc.ABC):
         return Sample(anonymous + max(mapped, self.shared_bytes()), ticks / _TICKS_PER_S)
 
     def exact_memory_bytes(self) -> int:
-        """Measure memory with shared pages counted once; slow for large processes."""
+        """Measure memory with shared pages counted once; slow for large processes.
+
+        Where the kernel does not let us look so closely, shared pages count in each process.
+        """
         anonymous = mapped = 0
         for pid in self.pids():
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 path = Path(f"/proc/{pid}/smaps_rollup")
                 anonymous_kb, mapped_kb = _fields_kb(path, b"Pss_Anon", b"Pss_Shmem")
-                anonymous += anonymous_kb * 1024
-                mapped += mapped_kb * 1024
+            except PermissionError:
+                return self.sample().memory_bytes
+            except (OSError, ValueError):  # gone meanwhile
+                continue
+            anonymous += anonymous_kb * 1024
+            mapped += mapped_kb * 1024
         return anonymous + max(mapped, self.shared_bytes())
 
     def close(self) -> None:

@@ -52,6 +52,7 @@ class Sandbox(abc.ABC):
         writable: str,
         readable: Sequence[str] = (),
         gpus: Sequence[int] = (),
+        gpu_memory_fraction: float = 1.0,
         keep_fds: Sequence[int] = (),
         output: int,
         limits: LimitSettings,
@@ -59,7 +60,8 @@ class Sandbox(abc.ABC):
     ) -> ProcessTree:
         """Start `argv` with the job's root as working directory, stdout and stderr to `output`.
 
-        `writable` and `readable` name directories of the workspace, `gpus` the N of `/dev/nvidiaN`.
+        `writable` and `readable` name directories of the workspace, `gpus` the N of `/dev/nvidiaN`, of each
+        of whose memory it may take `gpu_memory_fraction`.
         Raises `InternalError` when the child cannot be started.
         """
 
@@ -118,6 +120,7 @@ class Bubblewrap(Sandbox):
         writable: str,
         readable: Sequence[str] = (),
         gpus: Sequence[int] = (),
+        gpu_memory_fraction: float = 1.0,
         keep_fds: Sequence[int] = (),
         output: int,
         limits: LimitSettings,
@@ -141,7 +144,11 @@ class Bubblewrap(Sandbox):
                             *mounts.gpu_mounts(gpus),
                             *mounts.job_mounts(workspace, writable, readable),
                             *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/job"),
-                            *_setenv(launch.environment(mounts.TMP, gpus, walled=True)),
+                            *_setenv(
+                                launch.environment(
+                                    mounts.TMP, gpus, gpu_memory_fraction=gpu_memory_fraction, walled=True
+                                )
+                            ),
                             *("--json-status-fd", str(status_w), "--"),
                             *argv,
                         ],
@@ -230,6 +237,7 @@ class PlainProcess(Sandbox):
         writable: str,
         readable: Sequence[str] = (),  # noqa: ARG002 - see below
         gpus: Sequence[int] = (),
+        gpu_memory_fraction: float = 1.0,
         keep_fds: Sequence[int] = (),
         output: int,
         limits: LimitSettings,
@@ -239,12 +247,13 @@ class PlainProcess(Sandbox):
         home = workspace.child_dir(writable) / "tmp"
         home.mkdir(mode=0o700, exist_ok=True)
         cookie = str(workspace.root)
+        environment = launch.environment(home, gpus, gpu_memory_fraction=gpu_memory_fraction, walled=False)
         command = [*self._launcher, *launch.resource_limits(limits)]
         command += [self._setpriv, "--no-new-privs", "--pdeathsig", "KILL", *argv]
         try:
             popen = spawner.start(
                 command,
-                env=launch.environment(home, gpus, walled=False) | {COOKIE: cookie},
+                env=environment | {COOKIE: cookie},
                 cwd=workspace.root,
                 output=output,
                 pass_fds=keep_fds,

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Collection
 
 
 class Slots:
     """A lane's places, each for one GPU (a tuple of its index) or for none; a job may take several GPUs."""
 
-    def __init__(self, places: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self, places: list[tuple[int, ...]], unfit: Callable[[], Collection[int]] = frozenset
+    ) -> None:
+        self._places = list(places)
         self._free = list(places)
+        self._unfit = unfit
         self._changed = threading.Condition()
-        #: How many GPUs one job can get at most.
-        self.gpus = len({gpu for place in places for gpu in place})
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs one job can get at most."""
+        return len({gpu for place in self._places for gpu in place})
 
     def free(self) -> int:
         """How many places are free now."""
         with self._changed:
-            return len(self._free)
+            return len(self._usable())
 
     def gpus_free(self) -> int:
         """How many GPUs the free places have."""
         with self._changed:
-            return len({gpu for place in self._free for gpu in place})
+            return len({gpu for place in self._usable() for gpu in place})
 
     def take(self, gpus: int = 1) -> tuple[int, ...] | None:
         """Take a free place, or so many GPUs as one place, or None where that is not to be had now."""
         with self._changed:
             chosen: list[tuple[int, ...]] = []
-            for place in self._free:
+            for place in self._usable():
                 if place not in chosen and len(chosen) < gpus:
                     chosen.append(place)
             if len(chosen) < gpus:
@@ -47,4 +55,15 @@ class Slots:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a free place; False when none came in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._free), timeout_s)
+            return self._changed.wait_for(lambda: bool(self._usable()), timeout_s)
+
+    def add(self, places: list[tuple[int, ...]]) -> None:
+        """Add places for GPUs that have come; a GPU that is lost keeps its own."""
+        with self._changed:
+            self._places += places
+            self._free = sorted(self._free + places)
+            self._changed.notify_all()
+
+    def _usable(self) -> list[tuple[int, ...]]:
+        unfit = frozenset(self._unfit())
+        return [place for place in self._free if unfit.isdisjoint(place)]

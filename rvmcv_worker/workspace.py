@@ -11,6 +11,7 @@ recurses. Reading back and wiping are for after the child's tree is dead.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import itertools
@@ -19,6 +20,8 @@ import os
 import re
 import shutil
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: O_NONBLOCK: opening a FIFO that nobody writes to must not hang the daemon.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: How often `walk` tells how far it is.
+_STEP_FILES = 200
+#: `UsageMeter` rests so many times as long as it has counted.
+_COUNT_SHARE = 50
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -264,9 +271,39 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def measure(root: Path) -> Usage:
-    """Return what lies below `root`, which may change meanwhile; links count as themselves.
+    """Return what lies below `root`; see `walk`."""
+    return collections.deque(walk(root), maxlen=1).pop()
 
-    Raises `DiskQuotaError` for what cannot be measured: a child could hide any amount there.
+
+class UsageMeter:
+    """What a directory holds, counted at most a fiftieth of the time: a figure, not a job's limit."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._counting = threading.Lock()
+        self._last = Usage(0, 0)
+        self._next_s = 0.0
+
+    def read(self) -> Usage:
+        """Return the last count, after a new one when that is due and nobody else is at it."""
+        if time.monotonic() >= self._next_s and self._counting.acquire(blocking=False):
+            try:
+                begun_s = time.monotonic()
+                self._last = measure(self._root)
+            except DiskQuotaError:
+                pass  # a job's own limit deals with what it hides
+            finally:
+                took_s = time.monotonic() - begun_s
+                self._next_s = begun_s + _COUNT_SHARE * took_s
+                self._counting.release()
+        return self._last
+
+
+def walk(root: Path) -> Iterator[Usage]:
+    """Count what lies below `root`, which may change meanwhile; links count as themselves.
+
+    Yields what was found so far, every `_STEP_FILES` files and at the end, so that a caller can stop or
+    rest. Raises `DiskQuotaError` for what cannot be measured: a child could hide any amount there.
     """
     total = files = 0
     linked: set[tuple[int, int]] = set()
@@ -288,6 +325,8 @@ def measure(root: Path) -> Usage:
                             continue
                         linked.add((info.st_dev, info.st_ino))
                     total += info.st_blocks * 512
+                    if files % _STEP_FILES == 0:
+                        yield Usage(total, files)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -295,4 +334,4 @@ def measure(root: Path) -> Usage:
             raise DiskQuotaError(
                 f"the job's directory {shown!r} cannot be measured: {error.strerror}"
             ) from None
-    return Usage(total, files)
+    yield Usage(total, files)

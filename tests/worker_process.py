@@ -32,7 +32,9 @@ class WorkerProcess:
         worker_id: str = "vm102",
         sandbox: str = "auto",
         extra: dict[str, dict[str, object]] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
+        self.environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(environment or {})}
         self.state_dir = directory / "state"
         self.log_file = directory / "worker.log"
         self.config_file = directory / "config.toml"
@@ -74,7 +76,7 @@ class WorkerProcess:
                 [sys.executable, "-m", "rvmcv_worker.cli", "run", "--config", str(self.config_file)],
                 stderr=log,
                 stdout=log,
-                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+                env=self.environment,
             )
         return self
 

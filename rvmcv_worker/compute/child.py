@@ -15,6 +15,7 @@ Exit status: 0 with a result, 1 after an error that `result.json` names; anythin
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -29,7 +30,7 @@ from typing import Any
 
 from rvmcv_worker import framing
 from rvmcv_worker.compute import ranks
-from rvmcv_worker.errors import InternalError, JobError
+from rvmcv_worker.errors import DiskQuotaError, InternalError, JobError
 
 #: Task name -> module that has ``run(job, child) -> result``. The list is closed: a job cannot name a module.
 TASKS = {
@@ -38,6 +39,9 @@ TASKS = {
     "train_yolo11": "rvmcv_worker.compute.yolo11_train",
     "stub": "rvmcv_worker.compute.stub",
 }
+
+#: The system's answers to a write for which there is no room, or that goes over RLIMIT_FSIZE.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StopRequestedError(Exception):
@@ -90,7 +94,9 @@ def run_task(job: dict[str, Any], child: Child) -> int:
     except Exception as error:  # noqa: BLE001 - the last stop: whatever it was becomes the result
         traceback.print_exc()
         message = f"{type(error).__name__} in the {job['task']} child: {error}"
-        write_result(child, {"ok": False, "error": InternalError(message).to_wire()})
+        no_room = isinstance(error, OSError) and error.errno in NO_ROOM
+        wrong = DiskQuotaError(message) if no_room else InternalError(message)
+        write_result(child, {"ok": False, "error": wrong.to_wire()})
         return 1
     write_result(child, {"ok": True, "result": result})
     return 0

@@ -150,6 +150,24 @@ def _fill_disk(job: dict[str, Any], child: Child) -> None:
         for _ in range(_at_most_bytes(job) // _CHUNK_BYTES):
             stream.write(b"\x01" * _CHUNK_BYTES)
             child.check_stop()
+    if job.get("stay"):
+        _hang(job, child)
+
+
+def _fill_inodes(job: dict[str, Any], child: Child) -> None:
+    """Make `files` empty files, a thousand to a directory."""
+    for number in range(int(job.get("files", 1_000_000))):
+        directory = child.directory / f"many-{number // 1000}"
+        if number % 1000 == 0:
+            directory.mkdir()
+            child.check_stop()
+        (directory / str(number)).touch()
+
+
+def _sparse_file(job: dict[str, Any], child: Child) -> None:
+    """Write a byte far beyond the end of a file."""
+    with (child.directory / "sparse.bin").open("wb") as stream:
+        stream.truncate(_at_most_bytes(job))
 
 
 def _no_result(_job: dict[str, Any], _child: Child) -> None:
@@ -203,6 +221,8 @@ ENDINGS: dict[str, Callable[[dict[str, Any], Child], None]] = {
     "flood_log": _flood_log,
     "eat_memory": _eat_memory,
     "fill_disk": _fill_disk,
+    "fill_inodes": _fill_inodes,
+    "sparse_file": _sparse_file,
     "no_result": _no_result,
     "garbage_result": _write_result_and_exit(b"\x00 this is not JSON"),
     "deep_result": _write_result_and_exit(b"[" * 100_000 + b"]" * 100_000),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from pathlib import Path
 from typing import Any
 
+from rvmcv_worker.compute.child import NO_ROOM
 from rvmcv_worker.errors import (
     DatasetInvalidError,
     DiskQuotaError,
@@ -47,7 +47,7 @@ def explain(error: Exception, args: Any, started: bool, root: Path) -> JobError:
         )
     if isinstance(error, MemoryError) or "DataLoader worker" in text:
         return OutOfMemoryError(f"the training ran out of memory ({text}); use fewer workers, or no cache")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return DiskQuotaError(f"no room left while training: {text}")
     if not started and any(told in text for told in _DATASET_TEXTS):
         return DatasetInvalidError(f"the data set cannot be trained on: {text}")

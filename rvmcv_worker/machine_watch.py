@@ -1,0 +1,138 @@
+"""Whether the machine is fit to take jobs: room on the disk, GPUs that work. Looked at once a second."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Literal
+
+from loguru import logger
+
+from rvmcv_worker.attempt import Services
+from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.slots import Slots
+from rvmcv_worker.state import Lane
+
+_LOOK_S, _LOOK_LEAST_S = 1.0, 0.05
+_GB = 1e9
+_ALL, _TRAIN, _NONE = frozenset(Lane), frozenset({Lane.TRAIN}), frozenset[Lane]()
+
+
+def train_places(gpus: Gpus, wanted: int | Literal["per-gpu"]) -> list[tuple[int, ...]]:
+    """Return the places of the train lane: none while GPUs are expected and none has been seen."""
+    if gpus.expected:
+        one_each: list[tuple[int, ...]] = [(index,) for index in range(gpus.count)]
+    else:
+        one_each = [()]
+    if wanted == "per-gpu" or not one_each:
+        return one_each
+    return [one_each[number % len(one_each)] for number in range(wanted)]
+
+
+class MachineWatch(threading.Thread):
+    """One thread for the daemon's life; `train_slots` get places for GPUs that come late."""
+
+    def __init__(self, services: Services, train_slots: Slots | None) -> None:
+        super().__init__(name="machine-watch", daemon=True)
+        self._services = services
+        self._train_slots = train_slots
+        self._gpus_placed = train_slots.gpus if train_slots else 0
+        self._faults: dict[str, tuple[str, frozenset[Lane]]] = {}
+
+    def run(self) -> None:
+        """Look, and tell what has changed."""
+        pause_s = max(_LOOK_LEAST_S, self._services.settings.scaled(_LOOK_S))
+        while not self._services.condition.stopping.wait(pause_s):
+            self.look()
+
+    def look(self) -> None:
+        """Look once."""
+        self._look_at_disk()
+        self._look_at_gpus()
+
+    def _look_at_disk(self) -> None:
+        settings = self._services.settings
+        limits, directory = settings.limits, settings.work_dir
+        try:
+            found = os.statvfs(directory)
+        except OSError as error:
+            self._ill("disk", "unreadable", f"{directory}: {error.strerror}: nothing is claimed", _ALL)
+            return
+        free_gb = found.f_bavail * found.f_frsize / _GB
+        held_gb = self._services.work_usage.read().bytes / _GB
+        high_gb = limits.workspace_high_water * limits.max_workspace_gb
+        if free_gb < limits.disk_floor_gb:
+            kind, reason = (
+                "floor",
+                (
+                    f"{free_gb:.3g} GB are free on the disk of {directory}, below [limits] disk_floor_gb = "
+                    f"{limits.disk_floor_gb:g}"
+                ),
+            )
+        elif found.f_files and found.f_favail < limits.disk_floor_files:
+            kind, reason = (
+                "files",
+                (
+                    f"{found.f_favail} inodes are free on the disk of {directory}, below [limits] "
+                    f"disk_floor_files = {limits.disk_floor_files}"
+                ),
+            )
+        elif held_gb > high_gb:
+            kind, reason = (
+                "high water",
+                (
+                    f"the running jobs' files take {held_gb:.3g} GB, over {high_gb:.3g} GB ([limits] "
+                    "workspace_high_water of max_workspace_gb)"
+                ),
+            )
+        else:
+            self._well("disk", "there is room on the disk again")
+            return
+        self._ill("disk", kind, f"{reason}: nothing is claimed until there is room", _ALL)
+        self._services.model_store.trim(limit_bytes=0)
+
+    def _look_at_gpus(self) -> None:
+        gpus = self._services.gpus
+        if not gpus.expected:
+            return
+        if self._train_slots and gpus.count > self._gpus_placed:
+            self._place(gpus)
+        if gpus.count:
+            self._well("gpu", "the GPUs are there")
+        else:
+            advice = "no training is claimed; for trainings on the CPU set [worker] gpu to none"
+            self._ill("gpu", gpus.reason, f"{gpus.reason}: {advice}", _TRAIN)
+        faults = gpus.faults()
+        lanes = _TRAIN if len(faults) == gpus.count else _NONE
+        for index in range(gpus.count):
+            if fault := faults.get(index):
+                self._ill(f"gpu-{index}", fault.kind.value, fault.sentence, lanes)
+            else:
+                self._well(f"gpu-{index}", f"GPU {index} is fit again")
+        if gpus.count and gpus.closed:
+            self._ill("gpu-closed", "", "; ".join(gpus.closed), _NONE)
+        else:
+            self._well("gpu-closed", "every GPU can be opened")
+
+    def _place(self, gpus: Gpus) -> None:
+        """Make places for the GPUs that were not there when places were made last."""
+        assert self._train_slots is not None
+        wanted = self._services.settings.worker.train_slots
+        if wanted == "per-gpu":
+            self._train_slots.add([(index,) for index in range(self._gpus_placed, gpus.count)])
+        elif self._gpus_placed == 0:  # a fixed number of places that all have a GPU stays as it is
+            self._train_slots.add(train_places(gpus, wanted))
+        self._gpus_placed = gpus.count
+
+    def _ill(self, source: str, kind: str, reason: str, lanes: frozenset[Lane]) -> None:
+        """Note a fault; while its kind stays, so does its sentence, however the figures in it move."""
+        if self._faults.get(source) == (kind, lanes):
+            return
+        self._faults[source] = (kind, lanes)
+        self._services.condition.degrade(source, reason, lanes)
+        logger.warning("{}", reason)
+
+    def _well(self, source: str, news: str) -> None:
+        if self._faults.pop(source, None) is not None:
+            self._services.condition.recover(source)
+            logger.info("{}: claiming goes on", news)
