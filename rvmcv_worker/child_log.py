@@ -100,9 +100,7 @@ class ChildLog:
         self._append(text[: self._left_bytes])
         self._left_bytes -= len(text)
         if self.is_full:
-            self._append(
-                f"\n… cut: the job wrote more than {self._max_bytes / 1e6:g} MB of log\n".encode()
-            )
+            self._append(f"\n… cut: the job wrote more than {self._max_bytes / 1e6:g} MB of log\n".encode())
             self._flood = self._part
             self._part = b""
 

@@ -172,7 +172,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def _engine_leaves_something(self) -> Settings:
         if self.job_gpu_memory_bytes <= 0:
-            raise ValueError("limits.engine_gpu_memory_gb must be less than max_gpu_memory_gb, whose part it is")
+            raise ValueError(
+                "limits.engine_gpu_memory_gb must be less than max_gpu_memory_gb, whose part it is"
+            )
         return self
 
     def scaled(self, seconds: float) -> float:

@@ -170,15 +170,15 @@ class Gpus:
         there = {gpu.uuid for gpu in session.gpus}
         missing = [gpu for gpu in self._known if gpu.uuid not in there]
         for index, gpu in enumerate(self._known):
+            which = f"GPU {index} ({gpu.name})"
             if gpu in missing:
-                faults[index] = GpuFault(FaultKind.LOST, f"GPU {index} ({gpu.name}) is not there any more")
+                faults[index] = _why_missing(which, session.closed)
                 continue
             try:
                 reading = readings[index] = session.read(gpu.uuid)
             except pynvml.NVMLError as error:
-                lost = error.value in nvml.GONE
-                sentence = f"GPU {index} ({gpu.name}): NVML: {error}"
-                faults[index] = GpuFault(FaultKind.LOST if lost else FaultKind.NVML, sentence)
+                kind = FaultKind.LOST if nvml.is_gone(error) else FaultKind.NVML
+                faults[index] = GpuFault(kind, f"{which}: NVML: {error}")
                 continue
             fault = judge(
                 index,
@@ -192,7 +192,9 @@ class Gpus:
                 faults[index] = fault
         if session.closed or any(fault.kind in {FaultKind.LOST, FaultKind.NVML} for fault in faults.values()):
             self._reopen_later()  # only a new session sees what has come back
-        closed = () if missing else tuple(session.closed)  # one that cannot be opened is one that is missed
+        closed: tuple[str, ...] = ()
+        if not missing:  # else the one that cannot be opened is one that is missed
+            closed = tuple(f"a GPU cannot be opened: NVML: {error}" for error in session.closed)
         return _Look(begun_s, "", session.driver, closed, readings, faults)
 
     def _open(self) -> NvmlSession:
@@ -229,3 +231,11 @@ class Gpus:
         """Return the Xid that the GPU is still to recover from."""
         xid, at_s = self._xids.get(uuid, (None, 0.0))
         return xid if time.monotonic() - at_s < self._settings.scaled(_XID_REST_S) else None
+
+
+def _why_missing(which: str, closed: Sequence[pynvml.NVMLError]) -> GpuFault:
+    """Return the fault of a GPU that a new session lacks; `closed` are its errors when opening GPUs."""
+    for error in closed:
+        if not nvml.is_gone(error):
+            return GpuFault(FaultKind.NVML, f"{which} cannot be opened: NVML: {error}")
+    return GpuFault(FaultKind.LOST, f"{which} is not there any more")

@@ -60,7 +60,7 @@ def resource_limits(limits: LimitSettings) -> list[str]:
 
 
 def environment(
-    home: Path, gpus: Sequence[int], *, gpu_memory_fraction: float, walled: bool
+    home: Path, gpus: Sequence[int], *, gpu_memory_fraction: float = 1.0, walled: bool
 ) -> dict[str, str]:
     """Return a child's whole environment; more than its fraction of a GPU raises `torch.OutOfMemoryError`."""
     variables = {

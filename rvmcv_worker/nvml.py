@@ -22,7 +22,7 @@ APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 XID_OFF_THE_BUS = 79
 
 #: Answers that mean that the GPU is gone, not that the question was wrong.
-GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_GPU_NOT_FOUND, pynvml.NVML_ERROR_RESET_REQUIRED)
+_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_GPU_NOT_FOUND, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 _Value = TypeVar("_Value")
 
@@ -60,6 +60,11 @@ def is_installed() -> bool:
     return True
 
 
+def is_gone(error: pynvml.NVMLError) -> bool:
+    """Whether an error means that the GPU is lost."""
+    return error.value in _GONE
+
+
 class NvmlSession:
     """NVML from `nvmlInit` to `nvmlShutdown`; raises `pynvml.NVMLError`. Not for two threads at once."""
 
@@ -69,15 +74,15 @@ class NvmlSession:
             self.driver = str(pynvml.nvmlSystemGetDriverVersion())
             #: The GPUs that are there, in NVML's order.
             self.gpus: list[GpuIdentity] = []
-            #: One sentence for each that is listed and cannot be opened.
-            self.closed: list[str] = []
+            #: One error for each that is listed and cannot be opened.
+            self.closed: list[pynvml.NVMLError] = []
             self._handles: dict[str, Any] = {}
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
                     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                     gpu = _identify(handle)
                 except pynvml.NVMLError as error:
-                    self.closed.append(f"NVML's GPU {index} cannot be opened: {error}")
+                    self.closed.append(error)
                 else:
                     self.gpus.append(gpu)
                     self._handles[gpu.uuid] = handle

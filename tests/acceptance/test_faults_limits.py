@@ -111,6 +111,14 @@ def test_row_18_a_log_without_end_is_cut_and_the_job_goes_on(
 
 
 @pytest.fixture
+def alone(worker: WorkerProcess) -> Iterator[None]:
+    """The module's daemon is away, so that the test's own is the only one."""
+    worker.stop()
+    yield
+    worker.start()
+
+
+@pytest.fixture
 def memory_disk() -> Iterator[Path]:
     """A directory on a file system that nobody else writes much to."""
     if not os.access("/dev/shm", os.W_OK):
@@ -130,10 +138,10 @@ def _fill(file: Path, size_bytes: int) -> None:
         os.posix_fallocate(stream.fileno(), 0, size_bytes)
 
 
+@pytest.mark.usefixtures("alone")
 def test_row_33_nearly_full_before_a_claim_and_while_a_job_runs(
-    memory_disk: Path, server: ReferenceServer, worker: WorkerProcess
+    memory_disk: Path, server: ReferenceServer
 ) -> None:
-    worker.stop()  # this module's server has one worker at a time
     spare = min(shutil.disk_usage(memory_disk).free // 2, 100_000_000)
     floor_gb = (shutil.disk_usage(memory_disk).free - spare) / 1e9
     filler = memory_disk / "filler"
@@ -162,7 +170,6 @@ def test_row_33_nearly_full_before_a_claim_and_while_a_job_runs(
         filler.unlink()
         job = server.wait_until_final(job_id, 30)
         assert (job["status"], job["attempt"]) == ("completed", 2)
-    worker.start()
 
 
 @pytest.fixture
@@ -180,10 +187,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def test_a_job_that_fills_the_disk_by_itself_is_failed(
-    small_disk: Path, server: ReferenceServer, worker: WorkerProcess
-) -> None:
-    worker.stop()
+@pytest.mark.usefixtures("alone")
+def test_a_job_that_fills_the_disk_by_itself_is_failed(small_disk: Path, server: ReferenceServer) -> None:
     limits: dict[str, object] = {"disk_floor_gb": 0.05, "max_workspace_gb": 10}
     with WorkerProcess(small_disk / "worker", server, scale=0.01, extra={"limits": limits}) as small:
         job = _run(server, "fill_disk")
@@ -191,13 +196,12 @@ def test_a_job_that_fills_the_disk_by_itself_is_failed(
         assert "limits.disk_floor_gb" in job["error"]["message"]
         assert small.workspace_files() == []
         assert _run(server, "complete")["status"] == "completed"
-    worker.start()
 
 
+@pytest.mark.usefixtures("alone")
 def test_above_the_high_water_nothing_new_is_claimed_and_the_model_store_is_emptied(
-    tmp_path: Path, server: ReferenceServer, worker: WorkerProcess
+    tmp_path: Path, server: ReferenceServer
 ) -> None:
-    worker.stop()
     extra: dict[str, dict[str, object]] = {
         "limits": {"max_workspace_gb": 0.1, "workspace_high_water": 0.5, "disk_floor_gb": 0.01},
         "worker": {"train_slots": 2},
@@ -217,4 +221,3 @@ def test_above_the_high_water_nothing_new_is_claimed_and_the_model_store_is_empt
         server.cancel(large)
         assert server.wait_until_final(waiting, 30)["status"] == "completed"
         assert _status(server)["reasons"] == []
-    worker.start()

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).with_name("fake_nvml.c")
 
 
 class FakeNvml:
-    """The library in a directory of its own, and the file with its answers; see `fake_nvml.c` for the keys."""
+    """The library in a directory of its own, and the file with its answers; `fake_nvml.c` tells the keys."""
 
     def __init__(self, directory: Path, **answers: int) -> None:
         compiler = shutil.which("cc")

@@ -32,6 +32,10 @@ def test_the_example_names_every_key() -> None:
         ("[limits]\nmax_job_h = -1", "limits.max_job_h: Input should be greater than 0"),
         ("[server\nurl = 1", "(at line 1, column 8)"),
         ("[worker]\nid = '../x'", "worker.id"),
+        (
+            "[worker]\njob_types = ['inference']\n[limits]\nmax_gpu_memory_gb = 3",
+            "limits.engine_gpu_memory_gb",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file_and_key(tmp_path: Path, text: str, said: str) -> None:
@@ -77,3 +81,23 @@ def test_show_masks_secrets_and_names_where_they_lie(tmp_path: Path) -> None:
     assert f"# token = ******** ({tmp_path / 'credentials/token'})" in shown
     assert "canary-1234" not in shown
     assert "poll_wait_s = 25" in shown
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("top secret", "character 4 of 10 is a space or line break"),
+        ("tok\nen", "character 4 of 6 is a space or line break"),
+        ("token\x07", "character 6 of 6 is U+0007"),
+        ("t\u00f6ken", "character 2 of 5 is U+00F6"),
+        ("\ufefftoken", "character 1 of 6 is U+FEFF"),
+    ],
+)
+def test_a_token_that_no_header_can_carry_is_refused_unseen(tmp_path: Path, token: str, said: str) -> None:
+    (tmp_path / "credentials").mkdir()
+    file = tmp_path / "credentials/token"
+    file.write_text(token, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config.load_credentials(_settings(tmp_path))
+    assert f"{file}: {said}" in str(caught.value)
+    assert token not in str(caught.value)

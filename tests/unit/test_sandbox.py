@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,21 @@ def test_the_environment_is_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in launch.environment(tmp_path, [1], walled=True)
     assert launch.environment(tmp_path, [1, 3], walled=False)["CUDA_VISIBLE_DEVICES"] == "1,3"
+    assert "PYTORCH_ALLOC_CONF" not in environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_installed_torch_knows_the_limit_of_gpu_memory(tmp_path: Path, name: str) -> None:
+    setting = launch.environment(tmp_path, [0], gpu_memory_fraction=0.9, walled=True)[name]
+    assert setting == "per_process_memory_fraction:0.9000"
+    read = [sys.executable, "-c", "import torch; print(torch._C._accelerator_getAllocatorSettings())"]
+
+    def run(value: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(read, env={name: value}, capture_output=True, text=True, check=False)
+
+    assert run(setting).stdout.strip() == setting
+    assert "Unrecognized key" in run("no_such_key:1").stderr
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,24 @@ def test_more_gpus_than_there_are_are_never_to_be_had(places: list[tuple[int, ..
     slots = Slots(places)
     assert slots.take(2) is None
     assert slots.free() == 1
+
+
+def test_a_gpu_that_is_unfit_is_given_to_nobody() -> None:
+    unfit: set[int] = set()
+    slots = Slots([(0,), (1,)], lambda: unfit)
+    unfit.add(0)
+    assert (slots.free(), slots.gpus_free(), slots.gpus) == (1, 1, 2)
+    assert slots.take(2) is None
+    assert slots.take() == (1,)
+    assert not slots.wait(0)
+    unfit.clear()
+    assert slots.wait(0)
+    assert slots.take() == (0,)
+
+
+def test_a_gpu_that_comes_late_brings_its_place() -> None:
+    slots = Slots([])
+    assert slots.take() is None
+    slots.add([(0,), (1,)])
+    assert slots.gpus == 2
+    assert slots.take(2) == (0, 1)

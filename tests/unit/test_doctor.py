@@ -1,0 +1,62 @@
+"""What the doctor finds without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import certifi
+import pytest
+
+from rvmcv_worker import doctor
+from rvmcv_worker.config import Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "ok", "said"),
+    [
+        (Path(certifi.where()).read_text(), True, ""),
+        ("not a certificate", False, "it must be PEM"),
+        (None, False, "No such file or directory; correct [server] ca_file"),
+    ],
+)
+def test_the_private_ca_is_looked_at(tmp_path: Path, text: str | None, ok: bool, said: str) -> None:
+    file = tmp_path / "ca.pem"
+    if text is not None:
+        file.write_text(text)
+    (finding,) = doctor._ca_file(Settings.model_validate({"server": {"ca_file": file}}))
+    assert finding.ok is ok
+    assert said in finding.sentence
+    assert str(file) in finding.sentence
+
+
+def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path) -> None:
+    settings = Settings.model_validate(
+        {"worker": {"credentials_dir": tmp_path / "credentials", "runtime_dir": tmp_path / "run"}}
+    )
+    token = tmp_path / "credentials" / "token"
+    token.parent.mkdir()
+    token.write_text("token")
+    token.chmod(0o644)
+    for directory in (token.parent, *token.parent.parents):
+        if not directory.stat().st_mode & 0o001 and directory.is_relative_to(tmp_path):
+            directory.chmod(0o755)
+    told = [finding.sentence for finding in doctor._open_secrets(settings)]
+    if all(parent.stat().st_mode & 0o001 for parent in tmp_path.parents):
+        assert told == [f"{token} can be read by every user: chmod 600 {token}"]
+    else:  # something above hides it already
+        assert told == []
+    token.parent.chmod(0o700)
+    assert list(doctor._open_secrets(settings)) == []
+    token.parent.chmod(0o755)
+    token.chmod(0o600)
+    assert list(doctor._open_secrets(settings)) == []
+
+
+def test_a_state_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.touch()
+    finding = doctor._disk(Settings.model_validate({"worker": {"state_dir": file}}))
+    assert finding.ok is False
+    assert f"{file} is no directory" in finding.sentence
+    below = doctor._disk(Settings.model_validate({"worker": {"state_dir": file / "below"}}))
+    assert below.ok is False
