@@ -143,7 +143,9 @@ class Bubblewrap(Sandbox):
                             *self._python,
                             *mounts.gpu_mounts(gpus),
                             *mounts.job_mounts(workspace, writable, readable),
-                            *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/job"),
+                            # /proc too: a child could else lower its oom_score_adj again.
+                            *("--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"),
+                            *("--chdir", "/job"),
                             *_setenv(
                                 launch.environment(
                                     mounts.TMP, gpus, gpu_memory_fraction=gpu_memory_fraction, walled=True

@@ -121,6 +121,20 @@ def test_only_its_own_directory_is_writable(walled: Runner) -> None:
     assert (walled.workspace.root / "train" / "written").exists()
 
 
+def test_the_child_cannot_move_itself_to_the_back_of_the_kernels_list(walled: Runner) -> None:
+    body = """
+def score():
+    return open("/proc/self/oom_score_adj").read().strip()
+try:
+    open("/proc/self/oom_score_adj", "w").write("0")
+    refused = False
+except OSError:
+    refused = True
+answer(refused=refused, score=score())
+"""
+    assert walled.script(body) == {"refused": True, "score": "1000"}
+
+
 def test_what_the_daemon_fetched_and_earlier_children_made_is_readable(walled: Runner) -> None:
     (walled.workspace.in_dir / "dataset.zip").write_text("fetched")
     (walled.workspace.child_dir("prepare") / "data.yaml").write_text("names: []")
