@@ -110,7 +110,7 @@ def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
         return sandbox.MissingWall()
 
 
-def make_lanes(services: Services) -> list[LaneLoop]:
+def make_lanes(services: Services, train_slots: Slots) -> list[LaneLoop]:
     """Return the lanes that have a job type to run."""
     worker = services.settings.worker
     unknown = sorted(set(worker.job_types) - set(JOB_TYPES))
@@ -118,16 +118,13 @@ def make_lanes(services: Services) -> list[LaneLoop]:
         known = ", ".join(JOB_TYPES)
         raise ConfigError(f"[worker] job_types: no job type {unknown[0]!r}; this worker has {known}")
     job_types = {name: JOB_TYPES[name] for name in worker.job_types}
-    places: dict[Lane, list[tuple[int, ...]]] = {
-        Lane.TRAIN: train_places(services.gpus, worker.train_slots),
-        Lane.INFER: [()] * worker.infer_slots,
-        Lane.BATCH: [()] * worker.batch_slots,
+    slots = {
+        Lane.TRAIN: train_slots,
+        Lane.INFER: Slots([()] * worker.infer_slots),
+        Lane.BATCH: Slots([()] * worker.batch_slots),
     }
     wanted = {job_type.lane for job_type in job_types.values()}
-    unfit = services.gpus.unfit
-    return [
-        LaneLoop(lane, job_types, Slots(places[lane], unfit), services) for lane in Lane if lane in wanted
-    ]
+    return [LaneLoop(lane, job_types, slots[lane], services) for lane in Lane if lane in wanted]
 
 
 def run(settings: Settings) -> ExitCode:
@@ -145,7 +142,8 @@ def run(settings: Settings) -> ExitCode:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, on_signal)
     services = make_services(settings)
-    lanes = make_lanes(services)
+    train_slots = Slots(train_places(services.gpus, settings.worker.train_slots), services.gpus.unfit)
+    lanes = make_lanes(services, train_slots)
     logger.info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
         __version__,
@@ -156,7 +154,7 @@ def run(settings: Settings) -> ExitCode:
         services.gpus.count or f"none ({services.gpus.reason})",
     )
     recovery.clear(services)
-    watch = MachineWatch(services, next((lane.slots for lane in lanes if lane.lane is Lane.TRAIN), None))
+    watch = MachineWatch(services, train_slots)
     watch.look()
     scheduler = housekeeping.start(services)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))

@@ -104,6 +104,7 @@ def run_child(
     The graces, taken from `limits` unless given, are the seconds between SIGTERM and the end.
     """
     interrupt.check()
+    spec.check_gpus(False)
     started_s = time.monotonic()
     oom_kills = _oom_kills()
     child_log = ChildLog(workspace.out_dir / f"{spec.name}.log", int(limits.max_log_mb * 1e6), log)

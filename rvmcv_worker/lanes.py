@@ -58,7 +58,7 @@ class LaneLoop(threading.Thread):
         super().__init__(name=f"lane-{lane.value}", daemon=True)
         self.lane = lane
         self._job_types = {name: kind for name, kind in job_types.items() if kind.lane is lane}
-        self.slots = self._slots = slots
+        self._slots = slots
         self._services = services
         self._refusals = Refusals(services.settings.timing.scale)
         self._fault = f"server-{lane.value}"

@@ -32,11 +32,11 @@ def train_places(gpus: Gpus, wanted: int | Literal["per-gpu"]) -> list[tuple[int
 class MachineWatch(threading.Thread):
     """One thread for the daemon's life; `train_slots` get places for GPUs that come late."""
 
-    def __init__(self, services: Services, train_slots: Slots | None) -> None:
+    def __init__(self, services: Services, train_slots: Slots) -> None:
         super().__init__(name="machine-watch", daemon=True)
         self._services = services
         self._train_slots = train_slots
-        self._gpus_placed = train_slots.gpus if train_slots else 0
+        self._gpus_placed = train_slots.gpus
         self._faults: dict[str, tuple[str, frozenset[Lane]]] = {}
 
     def run(self) -> None:
@@ -95,7 +95,7 @@ class MachineWatch(threading.Thread):
         gpus = self._services.gpus
         if not gpus.expected:
             return
-        if self._train_slots and gpus.count > self._gpus_placed:
+        if gpus.count > self._gpus_placed:
             self._place(gpus)
         if gpus.count:
             self._well("gpu", "the GPUs are there")
@@ -116,7 +116,6 @@ class MachineWatch(threading.Thread):
 
     def _place(self, gpus: Gpus) -> None:
         """Make places for the GPUs that were not there when places were made last."""
-        assert self._train_slots is not None
         wanted = self._services.settings.worker.train_slots
         if wanted == "per-gpu":
             self._train_slots.add([(index,) for index in range(self._gpus_placed, gpus.count)])

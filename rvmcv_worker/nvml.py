@@ -140,7 +140,10 @@ class NvmlSession:
                 continue
 
     def _listen(self) -> Any | None:
-        events = pynvml.nvmlEventSetCreate()
+        try:
+            events = pynvml.nvmlEventSetCreate()
+        except pynvml.NVMLError:
+            return None
         heard = False
         for handle in self._handles.values():
             try:
