@@ -113,7 +113,7 @@ class Heartbeat(threading.Thread):
                 memory_used_mb=(memory.total - memory.available) // _MB,
                 memory_total_mb=memory.total // _MB,
                 disk_free_gb=round(psutil.disk_usage(str(services.settings.work_dir)).free / _GB, 1),
-                workspace_gb=round(services.work_usage.read().bytes / _GB, 3),
+                workspace_gb=round(services.work_usage.last.bytes / _GB, 3),
             ),
             jobs=condition.totals(outbox=len(services.ledger.outbox())),
             leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],

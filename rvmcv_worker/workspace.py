@@ -281,7 +281,8 @@ class UsageMeter:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._counting = threading.Lock()
-        self._last = Usage(0, 0)
+        #: What was counted last.
+        self.last = Usage(0, 0)
         self._next_s = 0.0
 
     def read(self) -> Usage:
@@ -289,14 +290,14 @@ class UsageMeter:
         if time.monotonic() >= self._next_s and self._counting.acquire(blocking=False):
             try:
                 begun_s = time.monotonic()
-                self._last = measure(self._root)
+                self.last = measure(self._root)
             except DiskQuotaError:
                 pass  # a job's own limit deals with what it hides
             finally:
                 took_s = time.monotonic() - begun_s
                 self._next_s = begun_s + _COUNT_SHARE * took_s
                 self._counting.release()
-        return self._last
+        return self.last
 
 
 def walk(root: Path) -> Iterator[Usage]:

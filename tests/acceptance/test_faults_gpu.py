@@ -63,11 +63,11 @@ def worker(server: ReferenceServer, nvml: FakeNvml, shared_worker: WorkerProcess
 
 
 @pytest.fixture
-def alone(shared_worker: WorkerProcess) -> Iterator[None]:
-    """The module's daemon is away, so that the test's own is the only one."""
-    shared_worker.stop()
+def alone(worker: WorkerProcess) -> Iterator[None]:
+    """The module's daemon was well and is away, so that what is seen is the test's own."""
+    worker.stop()
     yield
-    shared_worker.start()
+    worker.start()
 
 
 def _status(server: ReferenceServer) -> dict[str, Any]:
@@ -280,6 +280,15 @@ def test_with_two_gpus_only_the_bad_one_gets_nothing(
         eventually(lambda: _status(server)["claims"]["train"] is False)
         nvml.set(gpu0_temperature=45)
         _processing(server, second)
+        # The first of NVML's list is lost: the other moves up there, stays GPU 1 here, and keeps its job.
+        nvml.set(gpu1_temperature=45, gpu0_error=15, count=1, first=1)
+        eventually(lambda: _reasons(server) == "GPU 0 (Fake RTX 0): NVML: GPU is lost")
+        server.wait_for_job(second, lambda job: bool(job["attempts"][0]["error"]), 20)
+        nvml.set(gpu1_temperature=51)
+        eventually(lambda: [gpu["temperature_c"] for gpu in _status(server)["gpus"]] == [None, 51])
+        nvml.set(gpu0_error=0, count=2, first=0)
+        server.wait_for_job(second, lambda job: job["attempt"] == 2 and job["phase"] == "train", 20)
+        assert (server.job(first)["status"], server.job(first)["attempt"]) == ("processing", 1)
         for job_id in (first, second):
             server.cancel(job_id)
             server.wait_until_final(job_id, 30)

@@ -4,7 +4,8 @@
  *
  *   hang 1            every call blocks until this is 0 again
  *   init E            nvmlInitWithFlags answers E
- *   count N           how many GPUs are there; at most 4, default 1
+ *   count N           how many GPUs are listed; at most 4, default 1
+ *   first I           which GPU is the first of the list
  *   gpuI.error E      every question about GPU I is answered with E (15: GPU is lost)
  *   gpuI.total_mb, gpuI.free_mb, gpuI.temperature, gpuI.utilization, gpuI.power_mw
  *   gpuI.ecc N        uncorrectable errors; without the key: not supported
@@ -95,7 +96,7 @@ int nvmlDeviceGetCount_v2(unsigned int *count)
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, Device **device)
 {
-    *device = &devices[index];
+    *device = &devices[index + (unsigned int)value("first", 0)];
     return ask(*device);
 }
 
