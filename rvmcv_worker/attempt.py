@@ -271,7 +271,7 @@ def _enter_outbox(
 ) -> None:
     """Put a final report into the ledger, however long the disk is full or the file locked.
 
-    The workspace, which nobody needs any more, goes first when it may be what fills the disk.
+    The workspace, which nobody needs any more, goes first on a full disk: it may be what fills it.
     """
     log = logger.bind(job_id=report["job_id"])
     for delay_s in services.retry.delays():
@@ -279,7 +279,9 @@ def _enter_outbox(
             services.ledger.finish(report["job_id"], report, courtesy)
         except sqlite3.OperationalError as error:
             log.warning("the final report cannot be written, tried again in {:.0f} s: {}", delay_s, error)
-            workspaces.wipe(workspace.root)
+            if _is_for_want_of_room(error):
+                with contextlib.suppress(OSError):  # it is wiped again at the end
+                    workspaces.wipe(workspace.root)
             if services.condition.stopping.wait(delay_s):
                 raise
         else:
