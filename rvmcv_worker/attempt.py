@@ -173,7 +173,7 @@ def run_attempt(
     """Run one attempt: fetch, run, publish, report, wipe. Nothing it can meet is raised."""
     interrupt = job.interrupt
     log = logger.bind(job_id=offer.job_id)
-    status = "fenced"
+    status, error_code = "fenced", None
     try:
         with (
             workspaces.make(services.settings.work_dir, offer.job_id, claim.attempt) as workspace,
@@ -181,7 +181,7 @@ def run_attempt(
         ):
             attempt = Attempt(services, offer, claim, workspace, progress, interrupt, gpus)
             report = _run(attempt, job_type)
-            status = report["status"]
+            status, error_code = report["status"], report.get("error", {}).get("code")
             _enter_outbox(services, report, job_type.courtesy(offer, report), workspace)
     except FencedError as error:
         services.ledger.forget(offer.job_id)
@@ -190,7 +190,7 @@ def run_attempt(
         log.exception("the attempt could not be brought to an end: the next start hands the job back")
     finally:
         interrupt.close()
-        services.condition.ended(job, status)
+        services.condition.ended(job, status, error_code)
         services.outbox.wake()
 
 
@@ -204,6 +204,7 @@ def _reporter(services: Services, job: RunningJob, claim: Claim) -> ProgressRepo
         interval_s=scaled(claim.report_interval_s),
         keep_alive_s=scaled(min(10.0, claim.lease_s / 3)),
         interrupt=job.interrupt,
+        state=job.progress,
     )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from rvmcv_worker import __version__, config
 from rvmcv_worker.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from rvmcv_worker.control_client import ControlClient
 
 #: Where the installed service keeps its configuration.
 DEFAULT_CONFIG = Path("/etc/rvmcv-worker/config.toml")
@@ -23,6 +29,12 @@ app = typer.Typer(
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Return once nothing runs and every final report is delivered.")
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", min=0, help="Seconds that --wait lasts at most.", metavar="S")
+]
 ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=True)]
 
 
@@ -40,7 +52,10 @@ def _give_up(message: str, code: ExitCode) -> NoReturn:
 
 @app.command()
 def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Run the daemon until SIGTERM; SIGHUP reads the token again."""
+    """Run the daemon until SIGTERM.
+
+    SIGHUP reads the token again, SIGUSR1 pauses or resumes, SIGUSR2 drains.
+    """
     from rvmcv_worker import daemon, ledger
 
     settings = _load(file)
@@ -60,6 +75,74 @@ def doctor(file: ConfigFile = DEFAULT_CONFIG) -> None:
     from rvmcv_worker.doctor import examine
 
     raise typer.Exit(ExitCode.OK if examine(_load(file), Console()) else ExitCode.FAILED)
+
+
+@app.command()
+def status(
+    file: ConfigFile = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how the running worker is."""
+    from rvmcv_worker import status_text
+
+    with _worker(file) as worker:
+        found = worker.status()
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for line in status_text.lines(found):
+        typer.echo(line)
+
+
+@app.command()
+def drain(file: ConfigFile = DEFAULT_CONFIG, wait: Wait = False, timeout_s: Timeout = None) -> None:
+    """Claim nothing and hand running jobs back; the worker stays up, idle, until `resume`."""
+    _wish(file, "drain", "drained: running jobs are handed back, nothing is claimed", wait, timeout_s)
+
+
+@app.command()
+def pause(file: ConfigFile = DEFAULT_CONFIG, wait: Wait = False, timeout_s: Timeout = None) -> None:
+    """Claim nothing until `resume`; running jobs go on to their end."""
+    _wish(file, "pause", "paused: running jobs go on, nothing is claimed", wait, timeout_s)
+
+
+@app.command()
+def resume(file: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Take back a `drain` or `pause`; a wish of RVM-Server's stays."""
+    with _worker(file) as worker:
+        holds = worker.tell("resume")["desired"]["holds"]
+    typer.echo("resumed" if holds == "run" else f"taken back; RVM-Server still wishes: {holds}")
+
+
+def _wish(file: Path, name: str, done: str, wait: bool, timeout_s: float | None) -> None:
+    from rvmcv_worker import status_text
+
+    if timeout_s is not None and not wait:
+        raise typer.BadParameter("--timeout is for --wait")
+    said = ""
+
+    def tell(found: dict[str, Any]) -> None:
+        nonlocal said
+        if (line := status_text.waiting(found)) != said:
+            typer.echo(line)
+        said = line
+
+    with _worker(file) as worker:
+        worker.tell(name)
+        typer.echo(done)
+        if wait:
+            worker.wait_idle(name, timeout_s, tell)
+
+
+@contextlib.contextmanager
+def _worker(file: Path) -> Iterator[ControlClient]:
+    """The running worker; what keeps it from answering ends the command."""
+    from rvmcv_worker.control_client import ControlClient, ControlError
+
+    try:
+        yield ControlClient(_load(file).worker.runtime_dir)
+    except ControlError as error:
+        _give_up(str(error), error.code)
 
 
 @config_app.command("show")

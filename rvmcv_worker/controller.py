@@ -204,10 +204,6 @@ class Controller:
         exchange = self._exchange("POST", "training-complete", self._settings.server.read_timeout_s)
         self._call(exchange, "POST", "training-complete", data=data)
 
-    def reload_token(self) -> bool:
-        """Read the token again, as after its rejection; True when it is another one."""
-        return self._token.reload()
-
     # -- files ---------------------------------------------------------------------------------
 
     def model_path(self, version_or_hash: str) -> str:
@@ -260,6 +256,11 @@ class Controller:
         """Cut the held polls and start no more: a stop does not wait for them. Other calls go on."""
         with self._lock:
             self._abandoned = True
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Cut the held polls; their lanes may poll again."""
+        with self._lock:
             polls = list(self._polls)
         for exchange in polls:
             exchange.cut()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import queue
@@ -15,19 +16,22 @@ from types import FrameType
 
 from loguru import logger
 
-from rvmcv_worker import __version__, housekeeping, logs, recovery, sandbox, systemd
+from rvmcv_worker import __version__, control, housekeeping, logs, recovery, sandbox, systemd
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.health import HealthSocket
 from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.lanes import LaneLoop
 from rvmcv_worker.ledger import Ledger
 from rvmcv_worker.machine_watch import MachineWatch, train_places
 from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.operator_wish import OperatorWish
 from rvmcv_worker.outbox import Outbox
+from rvmcv_worker.protocol import DesiredState
 from rvmcv_worker.retry import Retry
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.slots import Slots
@@ -41,6 +45,8 @@ from rvmcv_worker.workspace import UsageMeter
 _TICK_S = 1.0
 #: A stop waits so long for a claim on its way, for running jobs to end, for their reports to be delivered.
 _CLAIM_S, _STOP_S, _FLUSH_S = 5.0, 40.0, 10.0
+#: All of them only enter a queue; README and docs/architecture.md say what each is for.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _GB = 1024**3
 
 
@@ -82,6 +88,7 @@ def make_services(settings: Settings) -> Services:
     retry = Retry(settings, token)
     instance_id = str(uuid.uuid4())
     controller = Controller(settings, token, instance_id)
+    condition.on_hold = controller.let_go
     return Services(
         settings=settings,
         instance_id=instance_id,
@@ -139,11 +146,14 @@ def run(settings: Settings) -> ExitCode:
         signals.put(signum)
 
     threading.excepthook = _log_death
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signum in _SIGNALS:
         signal.signal(signum, on_signal)
     services = make_services(settings)
     train_slots = Slots(train_places(services.gpus, settings.worker.train_slots), services.gpus.unfit)
     lanes = make_lanes(services, train_slots)
+    heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
+    wish = OperatorWish(settings.worker.state_dir, services.condition)
+    health = HealthSocket(settings.worker.runtime_dir, control.routes(services, heartbeat, wish))
     logger.info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
         __version__,
@@ -153,26 +163,27 @@ def run(settings: Settings) -> ExitCode:
         services.sandbox.name,
         services.gpus.count or f"none ({services.gpus.reason})",
     )
+    wish.restore()
+    health.start()
     recovery.clear(services)
     watch = MachineWatch(services, train_slots)
     watch.look()
     scheduler = housekeeping.start(services)
-    heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     settlement = recovery.Settlement(services)
     threads = (services.outbox, watch, heartbeat, *lanes)
     for thread in (settlement, *threads):
         thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
     try:
-        while not _stop_wanted(signals, services):
-            if dead := [thread.name for thread in threads if not thread.is_alive()]:
+        while not _stop_wanted(signals, services, wish):
+            if dead := [thread.name for thread in (health, *threads) if not thread.is_alive()]:
                 logger.critical("thread {} died: the worker stops, to be started anew", dead[0])
                 return ExitCode.FAILED
             systemd.notify("WATCHDOG=1")
     finally:
         systemd.notify("STOPPING=1")
         scheduler.shutdown(wait=False)
-        _stop(services, heartbeat, (settlement, *lanes))
+        _stop(services, heartbeat, health, (settlement, *lanes))
         os.close(lock)
     return ExitCode.OK
 
@@ -183,30 +194,37 @@ def _log_death(death: threading.ExceptHookArgs) -> None:
     logger.opt(exception=death.exc_value).critical("thread {} died of a fault of the worker's own", name)
 
 
-def _stop_wanted(signals: queue.SimpleQueue[int], services: Services) -> bool:
+def _stop_wanted(signals: queue.SimpleQueue[int], services: Services, wish: OperatorWish) -> bool:
     """Wait one tick for a signal and do what it asks; True when that is to stop."""
     try:
-        signum = signals.get(timeout=_TICK_S)
+        signum = signal.Signals(signals.get(timeout=_TICK_S))
     except queue.Empty:
         return False
     if signum == signal.SIGHUP:
-        changed = services.token.reload()
-        services.condition.recover("token")
-        logger.info("the token was read again: {}", "a new one" if changed else "the same")
-        return False
-    logger.info("{}: running jobs are handed back, then the worker stops", signal.Signals(signum).name)
-    return True
+        reading = services.token.reload()
+        logger.log("WARNING" if reading.fault else "INFO", "{}", reading)
+        services.condition.wake()  # who waits with a rejected token tries this one at once
+    elif signum in {signal.SIGUSR1, signal.SIGUSR2}:
+        with contextlib.suppress(OSError):  # it was followed, and the log says that it will be forgotten
+            if signum == signal.SIGUSR1:
+                wish.toggle_pause(by=signum.name)
+            else:
+                wish.set(DesiredState.DRAIN, by=signum.name)
+    else:
+        logger.info("{}: running jobs are handed back, then the worker stops", signum.name)
+        return True
+    return False
 
 
-def _stop(services: Services, heartbeat: Heartbeat, claiming: Sequence[threading.Thread]) -> None:
+def _stop(
+    services: Services, heartbeat: Heartbeat, health: HealthSocket, claiming: Sequence[threading.Thread]
+) -> None:
     """Hand back what runs and deliver what can be delivered, in bounded time.
 
     A claim on its way is waited for: what RVM-Server grants in this moment is handed back too.
     """
     condition = services.condition
-    condition.stopping.set()
-    condition.settled.set()
-    condition.interrupt_all(condition.running(), "the worker was stopped")
+    condition.stop("the worker was stopped")
     services.controller.abandon()
     deadline_s = time.monotonic() + _CLAIM_S
     for thread in claiming:
@@ -219,6 +237,7 @@ def _stop(services: Services, heartbeat: Heartbeat, claiming: Sequence[threading
     if not services.outbox.flush(_FLUSH_S):
         logger.warning("final reports wait for the next start: RVM-Server does not take them now")
     services.outbox.close()
+    health.close()
     services.spawner.close()
     services.ledger.close()
     logger.info("stopped")

@@ -15,6 +15,7 @@ from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import StopReason
 from rvmcv_worker.nvml import GpuReading
 from rvmcv_worker.protocol import (
+    DesiredState,
     GpuStatus,
     HostStatus,
     LaneClaims,
@@ -55,6 +56,7 @@ class Heartbeat(threading.Thread):
                 self.beat()
             except Exception:  # noqa: BLE001 - without worker status every lease would run out
                 logger.exception("a fault of the worker's own in the worker status: it goes on")
+            condition.introduced.set()
             interval_s = self._busy_s if condition.running() else self._idle_s
             if condition.changed.wait(scaled(interval_s)):
                 self._closing.wait(scaled(_GAP_S))
@@ -68,6 +70,8 @@ class Heartbeat(threading.Thread):
         """Send one report and do what the answer says."""
         condition = self._services.condition
         running = {job.job_id: job for job in condition.running()}
+        # Lanes that ask for jobs find out by themselves whether a rejected token is good again.
+        lanes_ask = condition.wishes().holds is DesiredState.RUN
         try:
             answer = self._services.controller.worker_status(self._status())
         except ProtocolMissingError as error:
@@ -78,10 +82,14 @@ class Heartbeat(threading.Thread):
         except TokenRejectedError as error:
             if condition.degrade("token", str(error)):
                 logger.error("{}; claims stop, running jobs go on", error)
+            if not lanes_ask:
+                self._services.retry.before_retry(error)
             return
         except ControllerError as error:
             logger.debug("worker status not delivered: {}", error)
             return
+        if not lanes_ask:
+            condition.recover("token")
         for job_id, lease in answer.leases.items():
             if (job := running.get(job_id)) is None:
                 continue
@@ -91,6 +99,15 @@ class Heartbeat(threading.Thread):
                 job.interrupt.request(StopReason.FENCED, "RVM-Server says that the lease is lost")
         condition.want(answer.desired_state)
         self._idle_s, self._busy_s = answer.interval_s.idle, answer.interval_s.busy
+
+    def uptime_s(self) -> int:
+        """How long the daemon has been up, in seconds."""
+        return int(time.monotonic() - self._start_s)
+
+    def claims(self) -> LaneClaims:
+        """Which lanes claim at this moment; one without a job type never does."""
+        condition = self._services.condition
+        return LaneClaims(**{lane.value: lane in self._lanes and condition.claims(lane) for lane in Lane})
 
     def _status(self) -> WorkerStatus:
         services = self._services
@@ -102,10 +119,8 @@ class Heartbeat(threading.Thread):
             version=__version__,
             state=condition.state(),
             reasons=condition.reasons(),
-            claims=LaneClaims(
-                **{lane.value: lane in self._lanes and condition.claims(lane) for lane in Lane}
-            ),
-            uptime_s=int(time.monotonic() - self._start_s),
+            claims=self.claims(),
+            uptime_s=self.uptime_s(),
             sandbox=services.sandbox.name,
             gpus=[_gpu(services.gpus, index, reading) for index, reading in services.gpus.readings().items()],
             host=HostStatus(

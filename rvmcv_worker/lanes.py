@@ -24,6 +24,8 @@ from rvmcv_worker.state import Lane, RunningJob
 
 #: Least seconds between two polls that led to no claim.
 _POLL_GAP_S = 1.0
+#: How long a lane waits at its start for RVM-Server's wishes; without them it may well ask for jobs.
+_INTRODUCTION_S = 5.0
 #: A refused job is left alone so long, doubling up to the maximum.
 _REFUSED_S, _REFUSED_MAX_S = 1.0, 300.0
 
@@ -67,34 +69,37 @@ class LaneLoop(threading.Thread):
         """Poll while there are free slots and nothing forbids claiming."""
         condition, retry = self._services.condition, self._services.retry
         condition.settled.wait()
+        # A wish of before this start is told with the answer to the first worker status.
+        condition.introduced.wait(self._services.settings.scaled(_INTRODUCTION_S))
         backoff = retry.backoff()
         while not condition.stopping.is_set():
+            mark = condition.mark()
             if not self._slots.wait(1.0):
                 continue
             if not condition.claims(self.lane, despite="token"):
-                condition.stopping.wait(self._services.settings.scaled(_POLL_GAP_S))
+                condition.rest(self._services.settings.scaled(_POLL_GAP_S), mark)
                 continue
             try:
                 pause_s = self._poll()
             except PollAbandonedError:
-                return
+                continue  # a stop or a wish of somebody's: it is looked at before the next poll
             except ControllerError as error:
                 self._degraded(error)
-                condition.stopping.wait(backoff.next_s(error))
+                condition.rest(backoff.next_s(error), mark)
                 retry.before_retry(error)
             except Exception:  # noqa: BLE001 - a lane that died in silence would look like an idle one
                 logger.exception("a fault of the worker's own in lane {}: it tries again", self.lane.value)
                 condition.degrade(
                     self._fault, f"lane {self.lane.value} fails: the worker's log says why", frozenset()
                 )
-                condition.stopping.wait(backoff.next_s())
+                condition.rest(backoff.next_s(), mark)
             else:
                 backoff.reset()
                 for source in ("token", self._fault):
                     if condition.recover(source):
                         logger.info("RVM-Server answers again: lane {} claims", self.lane.value)
                 if pause_s > 0:
-                    condition.stopping.wait(pause_s)
+                    condition.rest(pause_s, mark)
 
     def _degraded(self, error: ControllerError) -> None:
         rejected = isinstance(error, TokenRejectedError)
@@ -172,10 +177,11 @@ class LaneLoop(threading.Thread):
     def _claim(self, job_id: str, job_type: str) -> Claim | None:
         """Claim under one `claim_id` until RVM-Server has said yes or no; None is no."""
         claim_id = str(uuid.uuid4())
-        ledger, retry = self._services.ledger, self._services.retry
+        condition, ledger, retry = self._services.condition, self._services.ledger, self._services.retry
         ledger.begin_claim(job_id, job_type, claim_id)
         backoff = retry.backoff()
         while True:
+            mark = condition.mark()
             try:
                 claim = self._services.controller.claim(job_id, claim_id)
             except (FencedError, RequestRejectedError) as error:
@@ -185,7 +191,7 @@ class LaneLoop(threading.Thread):
                 return None
             except ControllerError as error:
                 self._degraded(error)
-                if self._services.condition.stopping.wait(backoff.next_s(error)):
+                if condition.rest(backoff.next_s(error), mark):
                     return None  # the ledger knows the claim: the next start repeats and hands it back
                 retry.before_retry(error)
             else:

@@ -42,7 +42,9 @@ class ProgressReporter:
         interval_s: float,
         keep_alive_s: float,
         interrupt: Interrupt,
+        state: dict[str, Any] | None = None,
     ) -> None:
+        """`state` is where the newest progress is kept, for others to read."""
         self._controller = controller
         self._retry = retry
         self._job_id = job_id
@@ -52,7 +54,8 @@ class ProgressReporter:
         self._interrupt = interrupt
         self._wake = threading.Condition()
         self._sending = threading.Lock()
-        self._state: dict[str, Any] = {"fraction": 0.0}
+        self._state = {} if state is None else state
+        self._state["fraction"] = 0.0
         self._history: list[dict[str, Any]] = []
         self._seq = 0
         self._dirty = True

@@ -78,6 +78,7 @@ class Settlement(threading.Thread):
         log = logger.bind(job_id=row.job_id)
         backoff = services.retry.backoff()
         while True:
+            mark = services.condition.mark()
             try:
                 return services.controller.claim(row.job_id, row.claim_id).lease_token
             except (FencedError, RequestRejectedError) as error:
@@ -88,7 +89,7 @@ class Settlement(threading.Thread):
                 waiting = f"a claim of the daemon before is unsettled, nothing is claimed: {error}"
                 if services.condition.degrade("settlement", waiting):
                     log.warning(waiting)
-                if services.condition.stopping.wait(backoff.next_s(error)):
+                if services.condition.rest(backoff.next_s(error), mark):
                     return None  # the ledger keeps it for the next start
                 services.retry.before_retry(error)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import tenacity
+from loguru import logger
 
 from rvmcv_worker.answers import ControllerError, RateLimitedError, ServerUnavailableError, TokenRejectedError
 from rvmcv_worker.config import Settings
@@ -86,7 +87,9 @@ class Retry:
     def before_retry(self, error: BaseException) -> None:
         """Do what helps against `error`, after the wait and before the next try."""
         if self._token and isinstance(error, TokenRejectedError):
-            self._token.reload()
+            reading = self._token.reload()
+            if reading.fault:
+                logger.warning("{}", reading)
 
     def call(
         self,

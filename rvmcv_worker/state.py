@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
 
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.protocol import DesiredState, JobTotals, WorkerState
+
+#: What server and operator may wish for, the stricter the later.
+_STRICTNESS = (DesiredState.RUN, DesiredState.PAUSE, DesiredState.DRAIN)
+#: How many of the last ends are kept to be shown.
+_ENDS_SHOWN = 10
 
 
 class Lane(enum.Enum):
@@ -31,6 +40,34 @@ class RunningJob:
     lease_token: str
     interrupt: Interrupt
     started_s: float = field(default_factory=time.monotonic)
+    #: The newest progress, as its reporter keeps it; parts may come from a child, unchecked.
+    progress: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """An attempt that is over."""
+
+    job_id: str
+    job_type: str
+    attempt: int
+    status: str  #: the protocol's, or ``fenced``
+    error_code: str | None
+    ended_at: datetime
+    took_s: float
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What RVM-Server and the operator want of the worker; the stricter wish holds."""
+
+    server: DesiredState = DesiredState.RUN
+    operator: DesiredState = DesiredState.RUN
+
+    @property
+    def holds(self) -> DesiredState:
+        """The stricter of the two."""
+        return max(self.server, self.operator, key=_STRICTNESS.index)
 
 
 class Condition:
@@ -38,16 +75,24 @@ class Condition:
 
     def __init__(self) -> None:
         self.changed = threading.Event()
+        #: Called, in any thread, when a wish stops the claims: held polls are then of no use.
+        self.on_hold: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._woken = threading.Condition()
+        self._wakes = 0
         self._reasons: dict[str, tuple[str, frozenset[Lane]]] = {}
+        self._notes: dict[str, str] = {}
         self._running: dict[str, RunningJob] = {}
-        self._desired = DesiredState.RUN
+        self._wishes = Wishes()
+        self._last_ends: deque[JobEnd] = deque(maxlen=_ENDS_SHOWN)
         self._ends: Counter[str] = Counter()
         self._durations_s: dict[str, list[float]] = {}
         self._last_hour: deque[float] = deque()
         #: Set once the daemon before has been settled: only then RVM-Server hears of this one.
         self.settled = threading.Event()
+        #: Set once RVM-Server has heard of this daemon, or could not be reached: its wishes are known now.
+        self.introduced = threading.Event()
         self.stopping = threading.Event()
 
     def degrade(self, source: str, reason: str, lanes: frozenset[Lane] = frozenset(Lane)) -> bool:
@@ -64,19 +109,53 @@ class Condition:
         with self._lock:
             news = self._reasons.pop(source, None) is not None
         if news:
+            self.wake()
+        return news
+
+    def note(self, source: str, sentence: str | None) -> bool:
+        """Tell what limits the worker without being a fault (None: no longer); True when that is news."""
+        with self._lock:
+            news = self._notes.get(source) != sentence
+            if sentence is None:
+                self._notes.pop(source, None)
+            else:
+                self._notes[source] = sentence
+        if news:
             self.changed.set()
         return news
 
     def want(self, desired: DesiredState) -> None:
         """Follow RVM-Server's wish; a drain hands back what runs."""
+        self._follow(server=desired)
+
+    def wish(self, desired: DesiredState) -> None:
+        """Follow the operator's wish; a drain hands back what runs."""
+        self._follow(operator=desired)
+
+    def _follow(self, **wish: DesiredState) -> None:
         with self._lock:
-            if desired is self._desired:
-                return
-            self._desired = desired
-            running = list(self._running.values())
-        if desired is DesiredState.DRAIN:
-            self.interrupt_all(running, "the worker is drained")
-        self.changed.set()
+            before, self._wishes = self._wishes, dataclasses.replace(self._wishes, **wish)
+            holds, running = self._wishes.holds, list(self._running.values())
+        if holds is not before.holds:
+            if holds is DesiredState.DRAIN:
+                self.interrupt_all(running, "the worker is drained")
+            if holds is not DesiredState.RUN and self.on_hold:
+                self.on_hold()
+        if wish != {name: getattr(before, name) for name in wish}:
+            self.wake()
+
+    def wishes(self) -> Wishes:
+        """What is wished for at this moment, by whom."""
+        with self._lock:
+            return self._wishes
+
+    def stop(self, why: str) -> None:
+        """Claim nothing any more and ask running jobs to end and be handed back; for good."""
+        self.stopping.set()
+        self.settled.set()
+        self.introduced.set()
+        self.interrupt_all(self.running(), why)
+        self.wake()
 
     @staticmethod
     def interrupt_all(jobs: list[RunningJob], why: str) -> None:
@@ -84,26 +163,44 @@ class Condition:
         for job in jobs:
             job.interrupt.request(StopReason.WORKER_STOPPED, why)
 
+    def wake(self) -> None:
+        """Have whoever rests look again, and RVM-Server told."""
+        with self._woken:
+            self._wakes += 1
+            self._woken.notify_all()
+        self.changed.set()
+
+    def mark(self) -> int:
+        """Return a mark for `rest`: what is woken from now on ends that, even when it comes before."""
+        with self._woken:
+            return self._wakes
+
+    def rest(self, seconds: float, since: int) -> bool:
+        """Wait, at most until there was a `wake` since the mark; True when the worker stops."""
+        with self._woken:
+            self._woken.wait_for(lambda: self._wakes != since or self.stopping.is_set(), seconds)
+        return self.stopping.is_set()
+
     def claims(self, lane: Lane, *, despite: str | None = None) -> bool:
         """Whether the lane may claim now; `despite` is a fault that claiming itself finds to be over."""
         with self._lock:
-            wanted = self._desired is DesiredState.RUN and not self.stopping.is_set()
+            wanted = self._wishes.holds is DesiredState.RUN and not self.stopping.is_set()
             faults = [lanes for source, (_, lanes) in self._reasons.items() if source != despite]
             return wanted and not any(lane in lanes for lanes in faults)
 
     def reasons(self) -> list[str]:
-        """Every fault at this moment, as sentences."""
+        """Every fault at this moment, then every note, as sentences."""
         with self._lock:
-            return [reason for reason, _ in self._reasons.values()]
+            return [*(reason for reason, _ in self._reasons.values()), *self._notes.values()]
 
     def state(self) -> WorkerState:
         """The one word for all of it."""
         with self._lock:
             if self._reasons:
                 return WorkerState.DEGRADED
-            if self.stopping.is_set() or self._desired is DesiredState.DRAIN:
+            if self.stopping.is_set() or self._wishes.holds is DesiredState.DRAIN:
                 return WorkerState.DRAINING
-            if self._desired is DesiredState.PAUSE:
+            if self._wishes.holds is DesiredState.PAUSE:
                 return WorkerState.PAUSED
             return WorkerState.BUSY if self._running else WorkerState.READY
 
@@ -111,20 +208,24 @@ class Condition:
         """Note an attempt that begins; one claimed while a stop or drain came ends at once."""
         with self._lock:
             self._running[job.job_id] = job
-            unwanted = self.stopping.is_set() or self._desired is DesiredState.DRAIN
+            unwanted = self.stopping.is_set() or self._wishes.holds is DesiredState.DRAIN
         if unwanted:
             self.interrupt_all([job], "the worker was stopping when the claim was accepted")
         self.changed.set()
 
-    def ended(self, job: RunningJob, status: str) -> None:
+    def ended(self, job: RunningJob, status: str, error_code: str | None = None) -> None:
         """Note an attempt that is over, with the protocol's status (or ``fenced``)."""
         now_s = time.monotonic()
+        took_s, now = now_s - job.started_s, datetime.now(timezone.utc)
         with self._lock:
             self._running.pop(job.job_id, None)
             self._ends[status] += 1
-            self._durations_s.setdefault(job.job_type, []).append(now_s - job.started_s)
+            self._durations_s.setdefault(job.job_type, []).append(took_s)
             del self._durations_s[job.job_type][:-100]
             self._last_hour.append(now_s)
+            self._last_ends.append(
+                JobEnd(job.job_id, job.job_type, job.attempt, status, error_code, now, took_s)
+            )
             self._idle.notify_all()
         self.changed.set()
 
@@ -137,6 +238,11 @@ class Condition:
         """Every attempt that this worker holds now."""
         with self._lock:
             return list(self._running.values())
+
+    def last_ends(self) -> list[JobEnd]:
+        """The last attempts that are over, newest first."""
+        with self._lock:
+            return list(reversed(self._last_ends))
 
     def totals(self, outbox: int) -> JobTotals:
         """What this worker did since its start; `outbox` is how many final reports wait."""

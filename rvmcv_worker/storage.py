@@ -47,6 +47,11 @@ class Storage:
         """
         return self._uploads.can_store
 
+    @property
+    def lacking(self) -> bool:
+        """Whether it is known that `put_artifact` has nowhere to put; asks nobody."""
+        return self._uploads.lacking
+
     def fetch(
         self,
         url: str,

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 from rvmcv_worker import logs
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading the token again has brought."""
+
+    changed: bool = False  #: it is another one than before
+    fault: str | None = None  #: why it could not be read; the one before stays in force
+
+    def __str__(self) -> str:
+        if self.fault:
+            return f"the token could not be read again, the one before stays in force: {self.fault}"
+        return f"the token was read again: {'a new one' if self.changed else 'the same'}"
 
 
 class TokenSource:
@@ -21,18 +35,18 @@ class TokenSource:
         """Return the token itself: for the `Authorization` header and nothing else."""
         return self._token.get_secret_value()
 
-    def reload(self) -> bool:
-        """Read the token again; True when it is another one than before.
+    def reload(self) -> Reading:
+        """Read the token again.
 
         A file that has just become unreadable or empty, as in the middle of its replacement, keeps
         the old token in force.
         """
         try:
             token = load_credentials(self._settings).token
-        except ConfigError:
-            return False
+        except ConfigError as error:
+            return Reading(fault=str(error))
         logs.mask(token.get_secret_value())
         with self._lock:
             changed = token.get_secret_value() != self._token.get_secret_value()
             self._token = token
-        return changed
+        return Reading(changed=changed)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from loguru import logger
+
 from rvmcv_worker import protocol
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import Controller, ControllerError, NotFoundError, RequestRejectedError
@@ -52,23 +54,32 @@ class Uploader:
         self._retry = retry
         self._objects = objects if objects and objects.has_keys else None
         self._https = https
-        self._has_slots = False
+        #: Whether RVM-Server presigns; None before it has said so or not.
+        self._has_slots: bool | None = None
 
     @property
     def can_store(self) -> bool:
         """See `Storage.can_store`."""
-        return self._objects is not None or self._has_slots or self._ask_for_slots()
+        if self._objects is None and not self._has_slots:
+            self._ask_for_slots()
+        return self._objects is not None or bool(self._has_slots)
 
-    def _ask_for_slots(self) -> bool:
+    @property
+    def lacking(self) -> bool:
+        """See `Storage.lacking`."""
+        return self._objects is None and self._has_slots is False
+
+    def _ask_for_slots(self) -> None:
         """Ask for a slot of a job that does not exist: a server that presigns says just that."""
         nothing = protocol.UploadFile(name="probe", size=0, sha256=hashlib.sha256().hexdigest())
         try:
             self._controller.job_uploads(PROBE_JOB_ID, "none", [nothing])
         except (FencedError, RequestRejectedError):
             self._has_slots = True
-        except ControllerError:
-            return False
-        return self._has_slots
+        except NotFoundError:
+            self._has_slots = False
+        except ControllerError as error:
+            logger.debug("whether RVM-Server presigns is not known: {}", error)
 
     def put(
         self,

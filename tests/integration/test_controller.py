@@ -40,7 +40,7 @@ from rvmcv_worker.controller import (
     TooLargeError,
 )
 from rvmcv_worker.errors import FencedError, UrlForbiddenError
-from rvmcv_worker.token_source import TokenSource
+from rvmcv_worker.token_source import Reading, TokenSource
 
 TOKEN = "canary-token-5d1c"
 SIGNED = "https://minio.test/models/x?X-Amz-Signature=canary-signature"
@@ -632,13 +632,16 @@ def test_cookies_are_not_kept(server: Server, controller: Controller) -> None:
 
 def test_renewed_token_is_used(server: Server, controller: Controller, tmp_path: Path) -> None:
     server.on("job-status", says(200, GOOD_CLAIM))
-    assert not controller.reload_token()
+    token = controller._token
+    assert str(token.reload()) == "the token was read again: the same"
     (tmp_path / "run" / "credentials").mkdir(parents=True)
     (tmp_path / "run" / "credentials" / "token").write_text("renewed\n")
-    assert controller.reload_token()
+    assert token.reload() == Reading(changed=True)
     (tmp_path / "run" / "credentials" / "token").write_text("")
     (tmp_path / "token").unlink()
-    assert not controller.reload_token(), "a token that is just being replaced stays in force"
+    being_replaced = token.reload()
+    assert not being_replaced.changed
+    assert "no token" in str(being_replaced)
     claim(controller)
     assert server.seen[0].headers["Authorization"] == "Bearer renewed"
 

@@ -1,0 +1,103 @@
+"""What a running worker shows and takes on its unix socket: the routes of `health.py`."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from rvmcv_worker import __version__
+from rvmcv_worker.attempt import Services
+from rvmcv_worker.health import Answer, Routes
+from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.operator_wish import OperatorWish
+from rvmcv_worker.protocol import DesiredState, progress_of
+from rvmcv_worker.state import JobEnd, RunningJob
+
+#: What is asked for by `POST /control/<name>`.
+_WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
+#: What of a job's progress is shown.
+_PROGRESS = {"phase", "fraction", "epoch", "epochs", "eta_s", "message"}
+
+
+def routes(services: Services, heartbeat: Heartbeat, wish: OperatorWish) -> Routes:
+    """Return all routes."""
+    return {
+        ("GET", "/status"): lambda: Answer.of(status(services, heartbeat)),
+        **{
+            ("POST", f"/control/{name}"): partial(_follow, services, wish, name, desired)
+            for name, desired in _WISHES.items()
+        },
+    }
+
+
+def status(services: Services, heartbeat: Heartbeat) -> dict[str, Any]:
+    """Return how the worker is at this moment; no secret is in it."""
+    condition = services.condition
+    running = condition.running()
+    totals = condition.totals(outbox=len(services.ledger.outbox()))
+    known = {job.job_id for job in running}
+    return {
+        "worker_id": services.settings.worker.id,
+        "instance_id": services.instance_id,
+        "version": __version__,
+        "state": condition.state(),
+        "reasons": condition.reasons(),
+        "claims": heartbeat.claims().model_dump(),
+        "desired": _desired(services),
+        "stopping": condition.stopping.is_set(),
+        "uptime_s": heartbeat.uptime_s(),
+        "server": services.settings.server.url,
+        "sandbox": services.sandbox.name,
+        "running": [_running(job) for job in running],
+        # Claims on their way, and those that the daemon before left.
+        "claiming": sum(row.job_id not in known for row in services.ledger.claims()),
+        "outbox": totals.outbox,
+        "jobs": totals.model_dump(exclude={"running", "outbox"}),
+        "last_ends": [_end(end) for end in condition.last_ends()],
+    }
+
+
+def _follow(services: Services, wish: OperatorWish, name: str, desired: DesiredState) -> Answer:
+    try:
+        wish.set(desired, by=f"asked for {name} on the socket")
+    except OSError as error:
+        return Answer.refusal(
+            HTTPStatus.INSUFFICIENT_STORAGE,
+            f"{name}: followed, but not written down ({error.strerror}): a restart forgets it",
+        )
+    return Answer.of({"state": services.condition.state(), "desired": _desired(services)})
+
+
+def _desired(services: Services) -> dict[str, str]:
+    wishes = services.condition.wishes()
+    return {"server": wishes.server, "operator": wishes.operator, "holds": wishes.holds}
+
+
+def _running(job: RunningJob) -> dict[str, Any]:
+    running_s = time.monotonic() - job.started_s
+    return {
+        "job_id": job.job_id,
+        "job_type": job.job_type,
+        "lane": job.lane.value,
+        "attempt": job.attempt,
+        "running_s": round(running_s, 1),
+        "ending": job.interrupt.reason.value if job.interrupt.reason else None,
+        # A copy: the attempt goes on meanwhile, and some of it is what a child said.
+        **progress_of(dict(job.progress)).model_dump(include=_PROGRESS),
+    }
+
+
+def _end(end: JobEnd) -> dict[str, Any]:
+    return {
+        "job_id": end.job_id,
+        "job_type": end.job_type,
+        "attempt": end.attempt,
+        "status": end.status,
+        "error_code": end.error_code,
+        "ended_at": end.ended_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "ended_ago_s": round((datetime.now(timezone.utc) - end.ended_at).total_seconds(), 1),
+        "took_s": round(end.took_s, 3),
+    }

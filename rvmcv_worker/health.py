@@ -1,0 +1,270 @@
+"""The unix socket on which a running worker is asked and told things; no TCP port, ever.
+
+HTTP/1, one request a connection. Who may connect is the file's mode; who may change something is
+the uid that the kernel names for the other end. A client that hangs or floods costs a thread for
+some seconds, never the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from rvmcv_worker.config import ConfigError
+
+FILE_NAME = "health.sock"
+#: How long one request may take to come, and its answer to be taken, in seconds.
+_LIMIT_S = 5.0
+#: Largest request, in bytes, with head and body.
+_MAX_REQUEST_BYTES = 16 * 1024
+#: Requests that are served at once; more are turned away.
+_MAX_CLIENTS = 16
+#: The kernel's limit for the path of a unix socket, in bytes, with its final zero.
+_MAX_PATH_BYTES = 108
+_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a route answers."""
+
+    body: bytes
+    status: int = HTTPStatus.OK
+    content_type: str = "application/json"
+
+    @staticmethod
+    def of(value: Mapping[str, Any], status: int = HTTPStatus.OK) -> Answer:
+        """Return a JSON answer."""
+        return Answer(json.dumps(value, indent=1, default=str).encode() + b"\n", status)
+
+    @staticmethod
+    def refusal(status: int, sentence: str) -> Answer:
+        """Return an answer that says what is wrong."""
+        return Answer.of({"error": sentence}, status)
+
+
+#: Answers by method and path, as in ``{("GET", "/status"): …}``; what is not a GET is for root and the
+#: worker's own user.
+Routes = Mapping[tuple[str, str], Callable[[], Answer]]
+
+
+class HealthSocket(threading.Thread):
+    """Listens on a file from its making until `close`, and answers from `start` on."""
+
+    def __init__(self, directory: Path, routes: Routes, *, limit_s: float = _LIMIT_S) -> None:
+        """Raises `ConfigError` when the socket cannot be made."""
+        super().__init__(name="health", daemon=True)
+        self.file = directory / FILE_NAME
+        self._routes = routes
+        self._limit_s = limit_s
+        self._places = threading.BoundedSemaphore(_MAX_CLIENTS)
+        self._closing = threading.Event()
+        try:
+            if not directory.is_dir():
+                directory.mkdir(parents=True)
+                directory.chmod(0o750)  # the socket is for the group too
+            self._listener, self._inode = _listen(self.file)
+        except OSError as error:
+            raise ConfigError(
+                f"[worker] runtime_dir: {self.file} cannot be made: {error.strerror or error};"
+                " name a directory that the worker's user can write"
+            ) from None
+
+    def run(self) -> None:
+        """Serve each client in a thread of its own."""
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError as error:
+                if not self._closing.is_set():
+                    logger.warning("{}: a client was not served: {}", self.file, error)
+                    self._closing.wait(1.0)  # out of descriptors: another try at once would spin
+                continue
+            if not self._places.acquire(blocking=False):
+                with client, contextlib.suppress(OSError):
+                    client.setblocking(False)
+                    client.send(_BUSY)
+                continue
+            threading.Thread(target=self._serve, args=(client,), name="health-client", daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more, and take the file away if it is still this daemon's."""
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the `accept` that waits
+        if self.is_alive():
+            self.join()
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            if self.file.lstat().st_ino == self._inode:
+                self.file.unlink()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            with client, contextlib.suppress(OSError):
+                request = _Request(client, self._routes, self._limit_s)
+                client.settimeout(self._limit_s)
+                client.sendall(request.answer)  # the time-out is that of the whole answer
+        finally:
+            self._places.release()
+
+
+class _Request(BaseHTTPRequestHandler):
+    """One request, read whole before it is looked at; `answer` is what to send."""
+
+    server_version, sys_version = "rvmcv-worker", ""
+
+    def __init__(self, client: socket.socket, routes: Routes, limit_s: float) -> None:
+        self._client = client
+        self._routes = routes
+        self.client_address = ("unix", 0)
+        self.rfile, self.wfile = io.BytesIO(), io.BytesIO()
+        received = _receive(client, time.monotonic() + limit_s)
+        if received is None:
+            self.requestline, self.request_version, self.command = "", self.protocol_version, ""
+            self.send_error(HTTPStatus.BAD_REQUEST, f"no whole request in {limit_s:g} s and its size limit")
+        else:
+            self.rfile = io.BytesIO(received)
+            self.handle_one_request()
+        self.answer = self.wfile.getvalue()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        route = self._routes.get((self.command, path))
+        if route is None:
+            known = ", ".join(" ".join(key) for key in self._routes)
+            there = any(path == other for _, other in self._routes)
+            status = HTTPStatus.METHOD_NOT_ALLOWED if there else HTTPStatus.NOT_FOUND
+            self.send_error(status, f"there is only {known}")
+        elif self.command != "GET" and (uid := _peer_uid(self._client)) not in {0, os.geteuid()}:
+            logger.warning("{} {} refused to uid {}", self.command, path, uid)
+            self.send_error(HTTPStatus.FORBIDDEN, "not allowed: run as root or as the worker's user")
+        else:
+            self._send(self._call(route))
+
+    do_POST = do_GET  # noqa: N815 - a name that http.server looks for
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse in JSON."""
+        self._send(Answer.refusal(code, message or explain or HTTPStatus(code).phrase))
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing: what changes something is told by who does it."""
+
+    def _call(self, route: Callable[[], Answer]) -> Answer:
+        try:
+            return route()
+        except Exception:  # noqa: BLE001 - a fault in a page must not pass for a dead worker
+            logger.exception("a fault of the worker's own in {} {}", self.command, self.path)
+            return Answer.refusal(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the worker's own: its log says why"
+            )
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+
+def _receive(client: socket.socket, deadline_s: float) -> bytes | None:
+    """Return a whole request; None when it does not come in time or is too large. A body is not looked at."""
+    received = bytearray()
+    while len(received) <= _MAX_REQUEST_BYTES:
+        head, found, body = received.partition(b"\r\n\r\n")
+        if found and len(body) >= _content_length(head):
+            return bytes(received)
+        if (left_s := deadline_s - time.monotonic()) <= 0:
+            return None
+        client.settimeout(left_s)
+        try:
+            chunk = client.recv(4096)
+        except TimeoutError:
+            return None
+        if not chunk:
+            return None
+        received += chunk
+    return None
+
+
+def _content_length(head: bytearray) -> int:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+            return int(value)
+    return 0
+
+
+def _peer_uid(client: socket.socket) -> int:
+    """Return the uid that the other end had when it connected, as the kernel says."""
+    credentials = struct.Struct("3i")  # pid, uid, gid
+    raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return int(credentials.unpack(raw)[1])
+
+
+def _listen(file: Path) -> tuple[socket.socket, int]:
+    """Return a listening socket and its inode; what an earlier daemon left in its place is replaced.
+
+    The socket is made under another name and moved to its own: nobody meets it before its mode is set,
+    and nothing is removed that is no socket.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(file.lstat().st_mode):
+            raise FileExistsError(0, "something that is no socket lies there")
+        if _answers(file):
+            raise FileExistsError(0, "another worker listens there")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    part = file.with_name(f".{FILE_NAME}.part")
+    try:
+        part.unlink(missing_ok=True)
+        with socket_path(part) as path:
+            listener.bind(path)
+        part.chmod(0o660)
+        listener.listen(_MAX_CLIENTS)
+        inode = part.stat().st_ino
+        part.replace(file)
+    except BaseException:
+        listener.close()
+        part.unlink(missing_ok=True)
+        raise
+    return listener, inode
+
+
+def _answers(file: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
+        client.settimeout(_LIMIT_S)
+        try:
+            with socket_path(file) as path:
+                client.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def socket_path(file: Path) -> Iterator[str]:
+    """A path to bind or connect to: of a file whose own is too long, one by way of its directory."""
+    if len(os.fsencode(file)) < _MAX_PATH_BYTES:
+        yield str(file)
+        return
+    directory = os.open(file.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{file.name}"
+    finally:
+        os.close(directory)
