@@ -140,8 +140,11 @@ class Attempt:
             on_progress=on_progress or self.progress.take,
         )
 
-    def store(self, path: Path, name: str) -> Stored:
-        """Put a file into storage under the attempt's own key; raises `JobError`."""
+    def store(self, path: Path, name: str, sha256: str | None = None) -> Stored:
+        """Put a file, whose `sha256` may be known, into storage under the attempt's own key.
+
+        Raises `JobError`.
+        """
         return self.services.storage.put_artifact(
             path,
             name,
@@ -149,6 +152,7 @@ class Attempt:
             attempt=self.claim.attempt,
             lease_token=self.claim.lease_token,
             interrupt=self.interrupt,
+            sha256=sha256,
         )
 
 

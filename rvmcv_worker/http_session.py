@@ -27,6 +27,8 @@ from rvmcv_worker.answers import ControllerError, PollAbandonedError, ServerUnav
 from rvmcv_worker.config import ServerSettings
 
 _READ_BYTES = 64 * 1024
+#: Read from a file and sent at once.
+_SEND_BYTES = 256 * 1024
 _FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
@@ -110,7 +112,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
+        super().init_poolmanager(*args, **kwargs, blocksize=_SEND_BYTES)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
@@ -255,6 +257,15 @@ class HttpSessions:
         return session
 
 
+def pieces(body: urllib3.BaseHTTPResponse, size_bytes: int) -> Iterator[bytes]:
+    """Yield a body as it is on the wire, `size_bytes` at most at a time and never waiting to have so many.
+
+    `stream` would wait: then a large size hides that a slow transfer moves, and a small one is slow.
+    """
+    while piece := body.read1(size_bytes, decode_content=False):
+        yield piece
+
+
 class Reply:
     """An answer whose body is yet to be read; a context manager."""
 
@@ -271,7 +282,7 @@ class Reply:
 
     def chunks(self, size_bytes: int = _READ_BYTES) -> Iterator[bytes]:
         """Yield the body as it is on the wire; raises `ServerUnavailableError` when it is cut off."""
-        stream: Iterator[bytes] = self._response.raw.stream(size_bytes, decode_content=False)
+        stream = pieces(self._response.raw, size_bytes)
         while True:
             try:
                 chunk = next(stream, None)

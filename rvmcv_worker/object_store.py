@@ -18,7 +18,9 @@ from urllib3.response import BaseHTTPResponse
 
 from rvmcv_worker.answers import excerpt, failure_of
 from rvmcv_worker.config import Credentials, Settings
+from rvmcv_worker.http_session import pieces
 from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.read_ahead import ReadAhead
 from rvmcv_worker.transfer import (
     READ_BYTES,
     BrokenError,
@@ -90,25 +92,30 @@ class ObjectStore:
 
     def _chunks(self, what: str, body: BaseHTTPResponse) -> Iterator[bytes]:
         try:
-            yield from body.stream(READ_BYTES, decode_content=False)
+            yield from pieces(body, READ_BYTES)
         except _FAULTS as error:
             raise self._failure(what, error) from None
 
-    def put(self, target: S3Url, source: BinaryIO, size_bytes: int, interrupt: Interrupt) -> None:
-        """Put an object, whole or not at all; raises a `TransferError`, and what `interrupt` asks for."""
-        try:
-            self._client.put_object(
-                target.bucket,
-                target.key,
-                cast("BinaryIO", Interruptible(source, interrupt)),
-                size_bytes,
-                part_size=PART_BYTES,
-                num_parallel_uploads=1,
-            )
-        except _FAULTS as error:
-            # The clean-up of an interrupted upload can fail too, and then hides why it ended.
-            interrupt.check()
-            raise self._failure(f"{target} at {self.endpoint}", error) from None
+    def put(self, target: S3Url, source: BinaryIO, size_bytes: int, interrupt: Interrupt) -> str:
+        """Put an object, whole or not at all; returns the sha256 of what was sent.
+
+        Raises a `TransferError`, and what `interrupt` asks for.
+        """
+        with ReadAhead(source, size_bytes, PART_BYTES, interrupt) as ahead:
+            try:
+                self._client.put_object(
+                    target.bucket,
+                    target.key,
+                    cast("BinaryIO", ahead),
+                    size_bytes,
+                    part_size=PART_BYTES,
+                    num_parallel_uploads=1,
+                )
+            except _FAULTS as error:
+                # The clean-up of an interrupted upload can fail too, and then hides why it ended.
+                interrupt.check()
+                raise self._failure(f"{target} at {self.endpoint}", error) from None
+            return ahead.sha256()
 
     def check(self) -> tuple[bool, str]:
         """Put an empty object where results go; returns whether that worked, and a sentence for people."""
@@ -143,19 +150,6 @@ class ObjectStore:
         if isinstance(error, ValueError):
             return RefusedError(f"{what}: {error}")
         return BrokenError(str(failure_of(what, error, limit_s=self._stall_s)))
-
-
-class Interruptible:
-    """A file that stops being readable when the end was asked for."""
-
-    def __init__(self, source: BinaryIO, interrupt: Interrupt) -> None:
-        self._source = source
-        self._interrupt = interrupt
-
-    def read(self, size: int = -1) -> bytes:
-        """Read as the file does; raises what the interrupt asks for."""
-        self._interrupt.check()
-        return self._source.read(size)
 
 
 def _s3_failure(what: str, error: S3Error) -> TransferError:

@@ -48,7 +48,7 @@ class OperatorWish:
         """Follow a new wish; raises `OSError` when it is followed but could not be written down."""
         with self._lock:
             self._condition.wish(wish)
-            logger.warning("{} ({})", _SAID[wish], by)
+            logger.info("{} ({})", _SAID[wish], by)
             try:
                 self._write(wish)
             except OSError as error:

@@ -111,9 +111,11 @@ class Storage:
         lease_token: str,
         interrupt: Interrupt,
         patience_s: float = PATIENCE_S,
+        sha256: str | None = None,
     ) -> Stored:
         """Put a file under the attempt's own key, so that a repetition does no harm.
 
+        Its `sha256`, where it is known, saves a reading. The file must not change meanwhile.
         Raises `NoStorageError`, `UploadRejectedError` and, when storage was away for `patience_s`,
         `UploadFailedError`.
         """
@@ -125,6 +127,7 @@ class Storage:
             lease_token=lease_token,
             interrupt=interrupt,
             patience_s=patience_s,
+            sha256=sha256,
         )
 
     def upload_model(

@@ -28,8 +28,8 @@ from rvmcv_worker.retry import Retry
 MAX_TRIES = 6
 #: Tries when the place answers that it has no such thing, or does not give or take it.
 MAX_REFUSALS = 3
-#: Read at once: small, so that a slow transfer is seen to move.
-READ_BYTES = 16 * 1024
+#: Read at once, at most.
+READ_BYTES = 512 * 1024
 #: Slower than this over a whole read time-out counts as a broken connection.
 MIN_BYTES_PER_S = 1024
 _REFUSING = (NotFoundError, RedirectRefusedError, RequestRejectedError, TokenRejectedError, TooLargeError)

@@ -91,26 +91,26 @@ class Uploader:
         lease_token: str,
         interrupt: Interrupt,
         patience_s: float,
+        sha256: str | None,
     ) -> Stored:
         """See `Storage.put_artifact`."""
-        size_bytes, sha256 = measure(path, interrupt)
+        size_bytes = path.stat().st_size
         if self._objects:
             target = S3Url(self._objects.bucket, f"cv/{job_id}/attempt-{attempt}/{name}")
-            stored = Stored(str(target), size_bytes, sha256)
             objects = self._objects
 
             def once() -> Stored:
                 with path.open("rb") as source:
-                    objects.put(target, source, size_bytes, interrupt)
-                return stored
+                    return Stored(str(target), size_bytes, objects.put(target, source, size_bytes, interrupt))
 
-        else:
-            file = protocol.UploadFile(name=name, size=size_bytes, sha256=sha256)
+        else:  # a slot is asked for by its sha256
+            declared = sha256 or hash_of(path, interrupt)
+            file = protocol.UploadFile(name=name, size=size_bytes, sha256=declared)
 
             def once() -> Stored:
                 slot = self._slot(job_id, lease_token, file)
                 self._https.put(self._presigned(slot), path, size_bytes, interrupt)
-                return Stored(slot.path, size_bytes, sha256)
+                return Stored(slot.path, size_bytes, declared)
 
         again = TryAgain(self._retry, interrupt, patience_s=self._settings.scaled(patience_s))
         return _repeated(once, f"{name} ({size_bytes} bytes)", again)
@@ -156,12 +156,11 @@ def _repeated(once: Callable[[], Stored], what: str, again: TryAgain) -> Stored:
                 raise UploadFailedError(f"{what} could not be stored: {last}") from None
 
 
-def measure(path: Path, interrupt: Interrupt) -> tuple[int, str]:
-    """Return size and sha256 of a file, read piece by piece."""
-    digest, size_bytes = hashlib.sha256(), 0
+def hash_of(path: Path, interrupt: Interrupt) -> str:
+    """Return the sha256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_BYTES):
             interrupt.check()
             digest.update(chunk)
-            size_bytes += len(chunk)
-    return size_bytes, digest.hexdigest()
+    return digest.hexdigest()

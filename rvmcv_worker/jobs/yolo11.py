@@ -252,7 +252,7 @@ def _publish(
 ) -> dict[str, Any]:
     """Bring the artifacts, then the model, to where they are kept; all of it inert until the final report."""
     services = attempt.services
-    stored = attempt.store(best.path, "best.pt") if services.storage.can_store else None
+    stored = attempt.store(best.path, "best.pt", best.sha256) if services.storage.can_store else None
     artifacts = _store_artifacts(attempt, ARTIFACTS)
     version = version_of(attempt.offer.job_id, attempt.claim.attempt)
     metrics = _metrics(config, trained["metrics"], data)
