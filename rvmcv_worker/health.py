@@ -32,11 +32,12 @@ FILE_NAME = "health.sock"
 _LIMIT_S = 5.0
 #: Largest request, in bytes, with head and body.
 _MAX_REQUEST_BYTES = 16 * 1024
-#: Requests that are served at once; more are turned away.
-_MAX_CLIENTS = 16
+#: Requests that are served at once; as many more as the kernel keeps wait for their turn.
+_MAX_CLIENTS, _BACKLOG = 16, 128
+#: Seconds between two looks at whether the worker stops, while all places are taken.
+_FULL_S = 0.2
 #: The kernel's limit for the path of a unix socket, in bytes, with its final zero.
 _MAX_PATH_BYTES = 108
-_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,15 @@ class HealthSocket(threading.Thread):
     def run(self) -> None:
         """Serve each client in a thread of its own."""
         while not self._closing.is_set():
+            if not self._places.acquire(timeout=_FULL_S):
+                continue
             try:
                 client, _ = self._listener.accept()
             except OSError as error:
+                self._places.release()
                 if not self._closing.is_set():
                     logger.warning("{}: a client was not served: {}", self.file, error)
                     self._closing.wait(1.0)  # out of descriptors: another try at once would spin
-                continue
-            if not self._places.acquire(blocking=False):
-                with client, contextlib.suppress(OSError):
-                    client.setblocking(False)
-                    client.send(_BUSY)
                 continue
             threading.Thread(target=self._serve, args=(client,), name="health-client", daemon=True).start()
 
@@ -176,6 +175,7 @@ class _Request(BaseHTTPRequestHandler):
             )
 
     def _send(self, answer: Answer) -> None:
+        self.request_version = self.protocol_version  # else what is no request gets no head
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -236,7 +236,7 @@ def _listen(file: Path) -> tuple[socket.socket, int]:
         with socket_path(part) as path:
             listener.bind(path)
         part.chmod(0o660)
-        listener.listen(_MAX_CLIENTS)
+        listener.listen(_BACKLOG)
         inode = part.stat().st_ino
         part.replace(file)
     except BaseException:

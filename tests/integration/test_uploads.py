@@ -189,6 +189,42 @@ def test_into_presigned_slots(
     assert reference.read_object(_put(storage, file, interrupt, job).path) == b""
 
 
+def test_a_known_sha256_is_declared_without_another_reading(
+    make: Make, own: FileServer, file: Path, interrupt: Interrupt
+) -> None:
+    own.on(SLOTS, status(200, _slot(own, "/minio/x")))
+    own.on("/minio/x", status(200))
+    storage = make(own.url, plain_http_hosts=(own.place,))
+    stored = _put(storage, file, interrupt, JOB, sha256="a" * 64)
+    assert stored.sha256 == "a" * 64
+    (asked,) = own.calls("POST")
+    assert json.loads(asked.body)["files"][0]["sha256"] == "a" * 64
+
+
+def test_an_upload_that_is_tried_again_has_the_hash_of_its_last_try(
+    make: Make, own: FileServer, file: Path, interrupt: Interrupt
+) -> None:
+    own.on("/models/cv/job-1/attempt-1/best.pt", drop(), status(503), status(200, ETag='"e"'))
+    stored = _put(make(own.url, keys=("a", "b"), s3_endpoint=own.url), file, interrupt, JOB)
+    assert stored.sha256 == SHA256
+    assert own.calls("PUT")[-1].body == DATA
+
+
+def test_whether_there_is_storage_is_told_only_when_it_is_known(make: Make, own: FileServer) -> None:
+    storage = make(own.url)
+    steps = [  # answer, can store, known to lack storage
+        (503, False, False),
+        (404, False, True),
+        (503, False, True),
+        (422, True, False),
+        (404, True, False),  # is not asked for any more
+    ]
+    own.on(SLOTS, *(status(code) for code, _, _ in steps))
+    for _, can_store, lacking in steps:
+        assert (storage.can_store, storage.lacking) == (can_store, lacking)
+    assert len(own.seen) == 4
+
+
 def test_a_slot_of_a_job_that_is_anothers_fences(
     make: Make, reference: ReferenceServer, file: Path, interrupt: Interrupt
 ) -> None:

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.protocol import DesiredState, WorkerState
 from rvmcv_worker.state import Condition, Lane, RunningJob
@@ -64,3 +70,88 @@ def test_each_change_wakes_the_heartbeat() -> None:
         condition.changed.clear()
         change()
         assert condition.changed.is_set()
+
+
+@pytest.mark.parametrize("server", list(DesiredState))
+@pytest.mark.parametrize("operator", list(DesiredState))
+def test_the_stricter_wish_holds_whoever_wishes_first(server: DesiredState, operator: DesiredState) -> None:
+    order = [DesiredState.RUN, DesiredState.PAUSE, DesiredState.DRAIN]
+    stricter = order[max(order.index(server), order.index(operator))]
+    for first_server in (True, False):
+        condition, job = Condition(), _job()
+        condition.started(job)
+        for is_server in (first_server, not first_server):
+            (condition.want if is_server else condition.wish)(server if is_server else operator)
+        assert condition.wishes().holds is stricter
+        assert condition.claims(Lane.TRAIN) == (stricter is DesiredState.RUN)
+        assert (job.interrupt.reason is None) == (stricter is not DesiredState.DRAIN)
+
+
+def test_a_resume_leaves_the_servers_wish() -> None:
+    condition = Condition()
+    condition.want(DesiredState.PAUSE)
+    condition.wish(DesiredState.DRAIN)
+    condition.wish(DesiredState.RUN)
+    assert (condition.wishes().holds, condition.state()) == (DesiredState.PAUSE, WorkerState.PAUSED)
+
+
+def test_held_polls_are_let_go_once_when_claims_stop() -> None:
+    condition, calls = Condition(), []
+    condition.on_hold = lambda: calls.append(condition.wishes().holds)
+    condition.want(DesiredState.PAUSE)
+    condition.want(DesiredState.PAUSE)
+    condition.wish(DesiredState.PAUSE)
+    assert calls == [DesiredState.PAUSE]
+    condition.want(DesiredState.RUN)
+    condition.wish(DesiredState.RUN)
+    assert calls == [DesiredState.PAUSE]
+
+
+def test_a_note_informs_and_is_no_fault() -> None:
+    condition = Condition()
+    assert condition.note("storage", "no storage")
+    assert not condition.note("storage", "no storage")
+    condition.degrade("gpu", "the GPU is gone", frozenset())
+    assert condition.reasons() == ["the GPU is gone", "no storage"]
+    condition.recover("gpu")
+    assert (condition.state(), condition.claims(Lane.TRAIN)) == (WorkerState.READY, True)
+    assert condition.note("storage", None)
+    assert condition.reasons() == []
+
+
+@pytest.mark.parametrize(
+    "wake",
+    [
+        lambda condition: condition.wake(),
+        lambda condition: condition.recover("token"),
+        lambda condition: condition.wish(DesiredState.RUN),
+        lambda condition: condition.stop("a test"),
+    ],
+)
+def test_who_rests_is_woken_even_when_the_news_came_before(wake: Callable[[Condition], object]) -> None:
+    condition = Condition()
+    condition.degrade("token", "rejected")
+    condition.wish(DesiredState.PAUSE)
+    mark = condition.mark()
+    wake(condition)
+    start_s = time.monotonic()
+    assert condition.rest(60.0, mark) == condition.stopping.is_set()
+    mark = condition.mark()
+    threading.Timer(0.05, wake, [condition]).start()
+    if not condition.stopping.is_set():  # the others are no news the second time
+        condition.degrade("token", "rejected")
+        condition.wish(DesiredState.PAUSE)
+        mark = condition.mark()
+    condition.rest(60.0, mark)
+    assert time.monotonic() - start_s < 30
+
+
+def test_the_last_ends_are_kept_newest_first() -> None:
+    condition = Condition()
+    for number in range(12):
+        job = _job(f"job{number}")
+        condition.started(job)
+        condition.ended(job, "failed", "dataset_invalid")
+    ends = condition.last_ends()
+    assert [end.job_id for end in ends] == [f"job{number}" for number in range(11, 1, -1)]
+    assert (ends[0].status, ends[0].error_code) == ("failed", "dataset_invalid")

@@ -1,0 +1,368 @@
+"""Drain, pause and resume: by the server, by commands, by signals; and what of it survives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from rvmcv_worker.control_client import ControlClient, ControlError
+from rvmcv_worker.exit_codes import ExitCode
+from rvmcv_worker.reference.server import ReferenceServer
+from rvmcv_worker.reference.settings import Settings, Timing
+from tests.worker_process import WorkerProcess, eventually, still_alive
+
+LONG = {"steps": 10_000, "step_s": 0.05}
+
+
+@pytest.fixture(scope="module")
+def server(shared_server: ReferenceServer) -> ReferenceServer:
+    return shared_server
+
+
+@pytest.fixture(scope="module")
+def module_worker(
+    tmp_path_factory: pytest.TempPathFactory, server: ReferenceServer
+) -> Iterator[WorkerProcess]:
+    with WorkerProcess(tmp_path_factory.mktemp("worker"), server, scale=0.05) as running:
+        eventually(server.workers)
+        yield running
+
+
+@pytest.fixture
+def worker(server: ReferenceServer, module_worker: WorkerProcess) -> Iterator[WorkerProcess]:
+    """The module's daemon, without any wish before and after, and with nothing to do."""
+    yield module_worker
+    server.set_desired_state("vm102", "run")
+    _cli(module_worker, "resume")
+    for job in _status(module_worker)["running"]:
+        server.cancel(job["job_id"])
+        server.wait_until_final(job["job_id"], 30)
+
+
+def _cli(worker: WorkerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rvmcv_worker.cli", *arguments, "--config", str(worker.config_file)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _status(worker: WorkerProcess) -> dict[str, Any]:
+    return ControlClient(worker.config_file.parent / "run").status()
+
+
+def _answers(worker: WorkerProcess) -> bool:
+    with contextlib.suppress(ControlError):
+        return bool(_status(worker))
+    return False
+
+
+def _queue(server: ReferenceServer, config: dict[str, Any]) -> str:
+    return server.queue_training(config, job_type="stub")
+
+
+def _processing(server: ReferenceServer, job_id: str) -> None:
+    server.wait_for_job(job_id, lambda job: job["status"] == "processing" and bool(job["fraction"]), 20)
+
+
+def _seen_by_server(server: ReferenceServer) -> dict[str, Any]:
+    status: dict[str, Any] = server.workers()[0]["status"]
+    return status
+
+
+def test_drain_wait_returns_with_everything_handed_back_and_the_worker_up(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    family = worker.tree()
+    drained = _cli(worker, "drain", "--wait", "--timeout", "30")
+    assert drained.returncode == ExitCode.OK, drained.stderr
+    job = server.job(job_id)  # at once: the report is delivered when the command returns
+    assert (job["status"], job["attempts"][-1]["error"]["code"]) == ("queued", "worker_stopped")
+    assert not job["attempts"][-1]["counts"]
+    assert still_alive(family) == []
+    assert worker.workspace_files() == []
+    status = _status(worker)
+    assert (status["state"], status["desired"]["operator"]) == ("draining", "drain")
+    assert status["claims"] == {"train": False, "infer": False, "batch": False}
+    eventually(lambda: _seen_by_server(server)["state"] == "draining")
+    assert _cli(worker, "resume").stdout == "resumed\n"
+    _processing(server, job_id)
+    server.cancel(job_id)
+    server.wait_until_final(job_id, 30)
+
+
+def test_pause_lets_jobs_end_and_nothing_is_claimed_after_it(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    running = _queue(server, {"steps": 30, "step_s": 0.05})
+    _processing(server, running)
+    assert _cli(worker, "pause").returncode == ExitCode.OK
+    waiting = _queue(server, {"steps": 1})
+    assert _cli(worker, "pause", "--wait", "--timeout", "30").returncode == ExitCode.OK
+    assert server.job(running)["status"] == "completed"
+    assert server.job(waiting)["attempts"] == []
+    _cli(worker, "resume")
+    assert server.wait_until_final(waiting, 30)["status"] == "completed"
+
+
+def test_a_wait_that_lasts_too_long_ends_with_its_own_code_and_the_wish_holds(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    waited = _cli(worker, "pause", "--wait", "--timeout", "0.5")
+    assert waited.returncode == ExitCode.TIMED_OUT
+    assert "not within 0.5 s; the wish still holds: pause" in waited.stderr
+    assert "1 running" in waited.stdout
+    assert _status(worker)["desired"]["operator"] == "pause"
+
+
+def test_a_wait_ends_when_somebody_takes_the_wish_back(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    command = [
+        sys.executable,
+        "-m",
+        "rvmcv_worker.cli",
+        "pause",
+        "--wait",
+        "--config",
+        str(worker.config_file),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stderr is not None
+        assert "paused" in waiting.stdout.readline()
+        assert "1 running" in waiting.stdout.readline()
+        _cli(worker, "resume")
+        assert waiting.wait(20) == ExitCode.FAILED
+        assert "the operator's wish is now run" in waiting.stderr.read()
+
+
+def test_the_stricter_wish_holds_and_resume_takes_only_ones_own_back(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    _cli(worker, "pause")
+    server.set_desired_state("vm102", "drain")
+    eventually(lambda: _status(worker)["state"] == "draining")
+    resumed = _cli(worker, "resume")
+    assert resumed.stdout == "taken back; RVM-Server still wishes: drain\n"
+    assert _status(worker)["desired"] == {"server": "drain", "operator": "run", "holds": "drain"}
+    server.set_desired_state("vm102", "run")
+    eventually(lambda: _status(worker)["state"] == "ready")
+
+
+def test_leases_live_on_meanwhile(tmp_path: Path) -> None:
+    timing = Timing(lease_train_s=1.0, reap_every_s=0.1, report_interval_s=1.0, hand_back_delay_s=0.1)
+    with (
+        ReferenceServer(tmp_path / "server", settings=Settings(timing=timing)) as server,
+        WorkerProcess(tmp_path / "worker", server, extra={"limits": {"term_grace_s": 3.0}}) as worker,
+    ):
+        job_id = _queue(server, {"steps": 60, "step_s": 0.05, "then": "ignore_sigterm"})
+        _processing(server, job_id)
+        _cli(worker, "pause")
+        job = server.wait_for_job(job_id, lambda job: len(job["history"]) == 60, 30)  # three leases later
+        assert (job["status"], job["attempt"]) == ("processing", 1)
+        # Its child takes three leases more to die.
+        assert _cli(worker, "drain", "--wait", "--timeout", "30").returncode == ExitCode.OK
+        job = server.job(job_id)
+        assert [attempt["error"]["code"] for attempt in job["attempts"]] == ["worker_stopped"]
+
+
+def test_signals_pause_resume_and_drain(server: ReferenceServer, worker: WorkerProcess) -> None:
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    worker.send(signal.SIGUSR1)
+    eventually(lambda: _status(worker)["desired"]["operator"] == "pause")
+    assert _status(worker)["running"]
+    worker.send(signal.SIGUSR1)
+    eventually(lambda: _status(worker)["desired"]["operator"] == "run")
+    worker.send(signal.SIGUSR2)
+    server.wait_for_job(job_id, lambda job: job["status"] == "queued", 20)
+    assert _status(worker)["desired"]["operator"] == "drain"
+    worker.send(signal.SIGUSR1)
+    _processing(server, job_id)
+    server.cancel(job_id)
+    server.wait_until_final(job_id, 30)
+
+
+def test_the_operators_wish_survives_a_stop_and_a_kill(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    for command, end in (("pause", worker.stop), ("drain", worker.kill)):
+        _cli(worker, command)
+        end()
+        assert _cli(worker, "status").returncode == ExitCode.NOT_RUNNING
+        waiting = _queue(server, {"steps": 1})
+        worker.start()
+        eventually(lambda: _answers(worker))
+        eventually(lambda: _seen_by_server(server)["state"] in {"paused", "draining"})
+        assert _status(worker)["desired"]["operator"] == command
+        assert server.job(waiting)["attempts"] == []
+        assert "as before the restart, by the operator's wish" in worker.log()
+        _cli(worker, "resume")
+        assert server.wait_until_final(waiting, 30)["status"] == "completed"
+
+
+def test_a_wish_of_the_servers_is_known_before_the_first_claim(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    server.set_desired_state("vm102", "pause")
+    eventually(lambda: _status(worker)["state"] == "paused")
+    worker.stop()
+    waiting = _queue(server, {"steps": 1})
+    worker.start()
+    eventually(lambda: _answers(worker))
+    eventually(lambda: _status(worker)["desired"]["server"] == "pause")
+    assert server.job(waiting)["attempts"] == []
+    server.set_desired_state("vm102", "run")
+    assert server.wait_until_final(waiting, 30)["status"] == "completed"
+
+
+def test_status_shows_what_runs_and_what_ended_and_no_secret(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    ended = _queue(server, {"steps": 1, "then": "fail"})
+    server.wait_until_final(ended, 30)
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    eventually(lambda: _status(worker)["running"][0]["fraction"])
+    status = _status(worker)
+    (running,) = status["running"]
+    assert (running["job_id"], running["phase"], running["epochs"]) == (job_id, "train", LONG["steps"])
+    end = next(end for end in status["last_ends"] if end["job_id"] == ended)
+    assert (end["status"], end["error_code"]) == ("failed", "dataset_invalid")
+    text = _cli(worker, "status").stdout
+    for said in ("vm102: busy", "claims jobs of: train", job_id, f"{ended} stub: failed (dataset_invalid)"):
+        assert said in text
+    assert json.loads(_cli(worker, "status", "--json").stdout).keys() == status.keys()
+    with contextlib.closing(sqlite3.connect(worker.state_dir / "ledger.sqlite3")) as ledger:
+        ((lease_token,),) = ledger.execute("SELECT lease_token FROM claims").fetchall()
+    for secret in (lease_token, server.worker_token, server.s3_secret_key):
+        assert secret not in text + json.dumps(status)
+
+
+def test_a_command_without_a_worker_or_with_a_wrong_config_says_so(
+    tmp_path: Path, server: ReferenceServer
+) -> None:
+    worker = WorkerProcess(tmp_path / "worker", server)
+    for command in ("status", "drain", "pause", "resume"):
+        answer = _cli(worker, command)
+        assert answer.returncode == ExitCode.NOT_RUNNING
+        assert f"the worker does not run: nobody listens on {tmp_path}" in answer.stderr
+    assert _cli(worker, "drain", "--timeout", "3").returncode == 2
+    worker.config_file.write_text("[worker]\nruntime_dirr = 'x'")
+    assert _cli(worker, "status").returncode == ExitCode.CONFIG
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_is_not_allowed(worker: WorkerProcess) -> None:
+    runtime_dir = worker.config_file.parent / "run"
+    code = (
+        "import os, sys\n"
+        "from rvmcv_worker.control_client import ControlClient, ControlError\n"
+        "from pathlib import Path\n"
+        "directory = os.open(sys.argv[1], os.O_PATH)\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: ControlClient(Path(f'/proc/self/fd/{directory}')).tell('drain')\n"
+        "except ControlError as error: print(error); sys.exit(error.code)\n"
+    )
+    for mode in (0o660, 0o666):  # by the file's mode, then by the kernel's word on who it is
+        (runtime_dir / "health.sock").chmod(mode)
+        runtime_dir.chmod(0o755)
+        command = [sys.executable, "-c", code, str(runtime_dir)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == ExitCode.NOT_ALLOWED, found.stderr
+        assert "run as root or as the worker's user" in found.stdout
+    (runtime_dir / "health.sock").chmod(0o660)
+    assert _status(worker)["desired"]["operator"] == "run"
+
+
+def test_a_new_token_is_tried_at_once_and_one_that_cannot_be_read_is_told(
+    tmp_path: Path, server: ReferenceServer
+) -> None:
+    # Times are those of production: without the signal the token would be read again after a minute.
+    with WorkerProcess(tmp_path / "worker", server, token="wrong", scale=1.0, worker_id="vm103") as worker:
+        eventually(lambda: "rejects the worker's token" in worker.log())
+        job_id = _queue(server, {"steps": 1})
+        worker.token_file.write_text("")
+        worker.send(signal.SIGHUP)
+        eventually(lambda: "the token could not be read again, the one before stays in force" in worker.log())
+        worker.token_file.write_text("wrong")
+        worker.send(signal.SIGHUP)
+        eventually(lambda: "the token was read again: the same" in worker.log())
+        worker.token_file.write_text(server.worker_token)
+        start_s = time.monotonic()
+        worker.send(signal.SIGHUP)
+        assert server.wait_until_final(job_id, 30)["status"] == "completed"
+        assert time.monotonic() - start_s < 20
+        eventually(lambda: _status(worker)["reasons"] == [])
+        assert "the token was read again: a new one" in worker.log()
+
+
+@contextlib.contextmanager
+def _without_uploads(server: ReferenceServer) -> Iterator[str]:
+    """The server as one that does not know `job-uploads`."""
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path.endswith("/job-uploads"):
+                status, content = 404, b"<html>not found</html>"
+            else:
+                headers = {name: self.headers[name] for name in ("Authorization", "Accept", "Content-Type")}
+                answer = requests.request(
+                    self.command, server.url + self.path, data=body, headers=headers, timeout=60
+                )
+                status, content = answer.status_code, answer.content
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_args: object) -> None:
+            """Say nothing."""
+
+    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    front.daemon_threads = True
+    thread = threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{front.server_port}"
+    finally:
+        front.shutdown()
+        thread.join()
+        front.server_close()
+
+
+def test_worker_status_says_when_there_is_no_storage(tmp_path: Path) -> None:
+    with (
+        ReferenceServer(tmp_path / "server") as server,
+        _without_uploads(server) as url,
+        WorkerProcess(tmp_path / "worker", server, url=url, s3_keys=False) as worker,
+    ):
+        eventually(lambda: server.workers() and _seen_by_server(server)["reasons"])
+        status = _seen_by_server(server)
+        assert status["state"] == "ready", "it is no fault"
+        assert "no storage" in status["reasons"][0]
+        assert "upload-model only" in status["reasons"][0]
+        assert "note: no storage" in _cli(worker, "status").stdout
