@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,45 @@ def _processing(server: ReferenceServer, job_id: str) -> None:
 def _seen_by_server(server: ReferenceServer) -> dict[str, Any]:
     status: dict[str, Any] = server.workers()[0]["status"]
     return status
+
+
+@contextlib.contextmanager
+def _front(server: ReferenceServer, look: Callable[[str], bool]) -> Iterator[str]:
+    """A front before the server, which answers 404 to each path at which `look` says no; its URL."""
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if not look(self.path.split("?")[0]):
+                status, content = 404, b"<html>not found</html>"
+            else:
+                headers = {name: self.headers[name] for name in ("Authorization", "Accept", "Content-Type")}
+                answer = requests.request(
+                    self.command, server.url + self.path, data=body, headers=headers, timeout=60
+                )
+                status, content = answer.status_code, answer.content
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_args: object) -> None:
+            """Say nothing."""
+
+    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    front.daemon_threads = True
+    thread = threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{front.server_port}"
+    finally:
+        front.shutdown()
+        thread.join()
+        front.server_close()
 
 
 def test_drain_wait_returns_with_everything_handed_back_and_the_worker_up(
@@ -219,19 +258,32 @@ def test_the_operators_wish_survives_a_stop_and_a_kill(
         assert server.wait_until_final(waiting, 30)["status"] == "completed"
 
 
-def test_a_wish_of_the_servers_is_known_before_the_first_claim(
-    server: ReferenceServer, worker: WorkerProcess
-) -> None:
-    server.set_desired_state("vm102", "pause")
-    eventually(lambda: _status(worker)["state"] == "paused")
-    worker.stop()
-    waiting = _queue(server, {"steps": 1})
-    worker.start()
-    eventually(lambda: _answers(worker))
-    eventually(lambda: _status(worker)["desired"]["server"] == "pause")
-    assert server.job(waiting)["attempts"] == []
-    server.set_desired_state("vm102", "run")
-    assert server.wait_until_final(waiting, 30)["status"] == "completed"
+def test_a_wish_of_the_servers_is_known_before_the_first_claim(tmp_path: Path) -> None:
+    polled = threading.Event()
+    polled.set()  # the first start is not held up
+
+    def late_status(path: str) -> bool:
+        if path.endswith("/job-status"):
+            polled.set()
+        elif path.endswith("/worker-status"):
+            polled.wait(2)  # a lane that does not wait for the wishes polls meanwhile
+        return True
+
+    with (
+        ReferenceServer(tmp_path / "server") as server,
+        _front(server, late_status) as url,
+        # Times are those of production: a lane waits some seconds for the wishes.
+        WorkerProcess(tmp_path / "worker", server, url=url, scale=1.0) as worker,
+    ):
+        eventually(server.workers)
+        server.set_desired_state("vm102", "pause")
+        worker.stop()
+        polled.clear()
+        job_id = _queue(server, {"steps": 1})
+        worker.start()
+        eventually(lambda: _answers(worker) and _status(worker)["desired"]["server"] == "pause")
+        assert server.job(job_id)["attempts"] == []
+        assert not polled.is_set()
 
 
 def test_status_shows_what_runs_and_what_ended_and_no_secret(
@@ -315,49 +367,10 @@ def test_a_new_token_is_tried_at_once_and_one_that_cannot_be_read_is_told(
         assert "the token was read again: a new one" in worker.log()
 
 
-@contextlib.contextmanager
-def _without_uploads(server: ReferenceServer) -> Iterator[str]:
-    """The server as one that does not know `job-uploads`."""
-
-    class Front(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.path.endswith("/job-uploads"):
-                status, content = 404, b"<html>not found</html>"
-            else:
-                headers = {name: self.headers[name] for name in ("Authorization", "Accept", "Content-Type")}
-                answer = requests.request(
-                    self.command, server.url + self.path, data=body, headers=headers, timeout=60
-                )
-                status, content = answer.status_code, answer.content
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_args: object) -> None:
-            """Say nothing."""
-
-    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
-    front.daemon_threads = True
-    thread = threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{front.server_port}"
-    finally:
-        front.shutdown()
-        thread.join()
-        front.server_close()
-
-
 def test_worker_status_says_when_there_is_no_storage(tmp_path: Path) -> None:
     with (
         ReferenceServer(tmp_path / "server") as server,
-        _without_uploads(server) as url,
+        _front(server, lambda path: not path.endswith("/job-uploads")) as url,
         WorkerProcess(tmp_path / "worker", server, url=url, s3_keys=False) as worker,
     ):
         eventually(lambda: server.workers() and _seen_by_server(server)["reasons"])
