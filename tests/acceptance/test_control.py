@@ -206,6 +206,7 @@ def test_the_stricter_wish_holds_and_resume_takes_only_ones_own_back(
     eventually(lambda: _status(worker)["state"] == "ready")
 
 
+@pytest.mark.slow
 def test_leases_live_on_meanwhile(tmp_path: Path) -> None:
     timing = Timing(lease_train_s=1.0, reap_every_s=0.1, report_interval_s=1.0, hand_back_delay_s=0.1)
     with (
