@@ -93,13 +93,14 @@ class HealthSocket(threading.Thread):
                 continue
             try:
                 client, _ = self._listener.accept()
-            except OSError as error:
+                threading.Thread(
+                    target=self._serve, args=(client,), name="health-client", daemon=True
+                ).start()
+            except (OSError, RuntimeError) as error:
                 self._places.release()
                 if not self._closing.is_set():
                     logger.warning("{}: a client was not served: {}", self.file, error)
-                    self._closing.wait(1.0)  # out of descriptors: another try at once would spin
-                continue
-            threading.Thread(target=self._serve, args=(client,), name="health-client", daemon=True).start()
+                    self._closing.wait(1.0)  # out of descriptors or threads: another try at once would spin
 
     def close(self) -> None:
         """Listen no more, and take the file away if it is still this daemon's."""
@@ -207,7 +208,7 @@ def _content_length(head: bytearray) -> int:
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-length" and value.strip().isdigit():
-            return int(value)
+            return int(value.strip()[:9])  # more digits are too many bytes in any case
     return 0
 
 

@@ -166,6 +166,13 @@ def test_a_client_that_hangs_is_turned_away_in_time(make: Make, tmp_path: Path, 
     assert b" 400 " in _raw(file, data, close=False)
 
 
+def test_a_length_of_many_digits_is_too_long(make: Make, tmp_path: Path, told: list[str]) -> None:
+    file = make(tmp_path).file
+    head = b"POST /control/drain HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
+    assert b" 400 " in _raw(file, head)
+    assert told == []
+
+
 def test_a_client_that_sends_without_end_is_cut(make: Make, tmp_path: Path) -> None:
     file = make(tmp_path).file
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
