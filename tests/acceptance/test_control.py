@@ -53,9 +53,17 @@ def worker(server: ReferenceServer, module_worker: WorkerProcess) -> Iterator[Wo
         server.wait_until_final(job["job_id"], 30)
 
 
+def _command(worker: WorkerProcess, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rvmcv_worker.cli", *arguments, "--config", str(worker.config_file)]
+
+
 def _cli(worker: WorkerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rvmcv_worker.cli", *arguments, "--config", str(worker.config_file)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(_command(worker, *arguments), capture_output=True, text=True, check=False)
+
+
+def _begun(worker: WorkerProcess, *arguments: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(_command(worker, *arguments), stdout=pipe, stderr=pipe, text=True)
 
 
 def _status(worker: WorkerProcess) -> dict[str, Any]:
@@ -82,15 +90,15 @@ def _seen_by_server(server: ReferenceServer) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _front(server: ReferenceServer, look: Callable[[str], bool]) -> Iterator[str]:
-    """A front before the server, which answers 404 to each path at which `look` says no; its URL."""
+def _front(server: ReferenceServer, look: Callable[[str, bytes], bool]) -> Iterator[str]:
+    """A front before the server, which answers 404 where `look` says no to path and body; its URL."""
 
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if not look(self.path.split("?")[0]):
+            if not look(self.path.split("?")[0], body):
                 status, content = 404, b"<html>not found</html>"
             else:
                 headers = {name: self.headers[name] for name in ("Authorization", "Accept", "Content-Type")}
@@ -143,6 +151,32 @@ def test_drain_wait_returns_with_everything_handed_back_and_the_worker_up(
     server.wait_until_final(job_id, 30)
 
 
+def test_a_claim_on_its_way_when_a_drain_comes_is_handed_back(tmp_path: Path) -> None:
+    claiming, drained = threading.Event(), threading.Event()
+
+    def slow_claim(_path: str, body: bytes) -> bool:
+        if b'"claim"' in body:
+            claiming.set()
+            drained.wait(20)
+        return True
+
+    with (
+        ReferenceServer(tmp_path / "server") as server,
+        _front(server, slow_claim) as url,
+        WorkerProcess(tmp_path / "worker", server, url=url) as worker,
+    ):
+        job_id = _queue(server, LONG)
+        assert claiming.wait(20)
+        with _begun(worker, "drain", "--wait") as drain:
+            assert "drained" in drain.stdout.readline()
+            assert "1 being claimed or settled" in drain.stdout.readline()
+            drained.set()
+            assert drain.wait(20) == ExitCode.OK
+        job = server.job(job_id)
+        assert job["status"] == "queued"
+        assert [attempt["error"]["code"] for attempt in job["attempts"]] == ["worker_stopped"]
+
+
 def test_pause_lets_jobs_end_and_nothing_is_claimed_after_it(
     server: ReferenceServer, worker: WorkerProcess
 ) -> None:
@@ -174,18 +208,7 @@ def test_a_wait_ends_when_somebody_takes_the_wish_back(
 ) -> None:
     job_id = _queue(server, LONG)
     _processing(server, job_id)
-    command = [
-        sys.executable,
-        "-m",
-        "rvmcv_worker.cli",
-        "pause",
-        "--wait",
-        "--config",
-        str(worker.config_file),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
-        assert waiting.stdout is not None
-        assert waiting.stderr is not None
+    with _begun(worker, "pause", "--wait") as waiting:
         assert "paused" in waiting.stdout.readline()
         assert "1 running" in waiting.stdout.readline()
         _cli(worker, "resume")
@@ -263,7 +286,7 @@ def test_a_wish_of_the_servers_is_known_before_the_first_claim(tmp_path: Path) -
     polled = threading.Event()
     polled.set()  # the first start is not held up
 
-    def late_status(path: str) -> bool:
+    def late_status(path: str, _body: bytes) -> bool:
         if path.endswith("/job-status"):
             polled.set()
         elif path.endswith("/worker-status"):
@@ -371,7 +394,7 @@ def test_a_new_token_is_tried_at_once_and_one_that_cannot_be_read_is_told(
 def test_worker_status_says_when_there_is_no_storage(tmp_path: Path) -> None:
     with (
         ReferenceServer(tmp_path / "server") as server,
-        _front(server, lambda path: not path.endswith("/job-uploads")) as url,
+        _front(server, lambda path, _body: not path.endswith("/job-uploads")) as url,
         WorkerProcess(tmp_path / "worker", server, url=url, s3_keys=False) as worker,
     ):
         eventually(lambda: server.workers() and _seen_by_server(server)["reasons"])
