@@ -1,4 +1,4 @@
-"""What may be late: the model store is trimmed.
+"""What may be late: storage is asked for, the model store is trimmed.
 
 APScheduler follows the wall clock and falls silent when that jumps back, so nothing that must not be
 late is in here.
