@@ -11,13 +11,19 @@ from loguru import logger
 
 from rvmcv_worker import protocol
 from rvmcv_worker.config import Settings
-from rvmcv_worker.controller import Controller, ControllerError, NotFoundError, RequestRejectedError
+from rvmcv_worker.controller import (
+    Controller,
+    ControllerError,
+    NotFoundError,
+    RequestRejectedError,
+    TokenRejectedError,
+)
 from rvmcv_worker.errors import FencedError, UploadFailedError, UploadRejectedError
 from rvmcv_worker.https_files import HttpsFiles
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.object_store import ObjectStore
 from rvmcv_worker.retry import Retry
-from rvmcv_worker.transfer import RefusedError, TransferError, TryAgain, failed_call
+from rvmcv_worker.transfer import BrokenError, RefusedError, TransferError, TryAgain, failed_call
 from rvmcv_worker.urls import HttpsUrl, S3Url, classify, without_token
 
 _HASH_BYTES = 1024 * 1024
@@ -126,11 +132,22 @@ class Uploader:
         return False, f"no MinIO keys, and no job-uploads at RVM-Server: only upload-model delivers; {needs}"
 
     def _slot(self, job_id: str, lease_token: str, file: protocol.UploadFile) -> protocol.UploadSlot:
-        """Ask for a slot; a fresh one for each try, since the last may have expired."""
+        """Ask for a slot; a fresh one for each try, since the last may have expired.
+
+        From a server that has given some, a 404 is that of a proxy before it: it is waited for, as is one
+        that rejects the token.
+        """
         try:
-            return self._controller.job_uploads(job_id, lease_token, [file])[file.name]
+            slots = self._controller.job_uploads(job_id, lease_token, [file])
         except ControllerError as error:
+            passing = isinstance(error, TokenRejectedError) or (
+                self._has_slots and isinstance(error, NotFoundError)
+            )
+            if passing:
+                raise BrokenError(str(error), status=error.status) from error
             raise failed_call(error) from error
+        self._has_slots = True
+        return slots[file.name]
 
     def _presigned(self, slot: protocol.UploadSlot) -> HttpsUrl:
         target = classify(slot.url, self._settings)
@@ -147,7 +164,7 @@ def _repeated(once: Callable[[], Stored], what: str, again: TryAgain) -> Stored:
             try:
                 again.after(error)
             except TransferError as last:
-                if isinstance(last.__cause__, NotFoundError):
+                if isinstance(last, RefusedError) and isinstance(last.__cause__, NotFoundError):
                     raise NoStorageError(
                         f"{what} cannot be stored: no MinIO keys here, no job-uploads at RVM-Server ({last})"
                     ) from None

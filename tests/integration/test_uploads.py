@@ -295,6 +295,29 @@ def test_storage_that_is_away_is_waited_for(
     assert _put(make(own.url), file, interrupt, JOB, patience_s=600_000.0).path == "s3://models/x"
 
 
+@pytest.mark.parametrize(("code", "known"), [(404, True), (401, True), (401, False)])
+def test_a_proxy_that_answers_for_a_server_with_slots_ends_no_job(
+    make: Make, own: FileServer, file: Path, interrupt: Interrupt, code: int, known: bool
+) -> None:
+    storage = make(own.url)
+    if known:
+        own.on(SLOTS, status(422))
+        assert storage.can_store
+    own.on(SLOTS, *[status(code, b"<html>")] * 12, status(200, _slot(own, "/minio/x")))
+    own.on("/minio/x", status(200))
+    assert _put(storage, file, interrupt, JOB, patience_s=600_000.0).path == "s3://models/x"
+
+
+def test_a_proxy_that_never_leaves_hands_the_job_back(
+    make: Make, own: FileServer, file: Path, interrupt: Interrupt
+) -> None:
+    storage = make(own.url)
+    own.on(SLOTS, status(422), *[status(404, b"<html>")] * 100)
+    assert storage.can_store
+    with pytest.raises(UploadFailedError):
+        _put(storage, file, interrupt, JOB, patience_s=0.0)
+
+
 def test_a_slot_on_the_api_is_refused(make: Make, own: FileServer, file: Path, interrupt: Interrupt) -> None:
     own.on(SLOTS, status(200, _slot(own, f"{API}/worker-status")))
     with pytest.raises(UploadRejectedError, match="no presigned URL"):
