@@ -73,7 +73,7 @@ class Outbox(threading.Thread):
             except ControllerError as error:
                 delay_s = backoff.next_s(error)
                 logger.warning("final reports wait {:.0f} s: {}", delay_s, error)
-                self._closing.wait(delay_s)
+                self._retry.pause(self._closing, delay_s, error)
                 since_s, before_s = time.monotonic(), since_s
                 self._ledger.waited(since_s - before_s)
                 self._retry.before_retry(error)

@@ -20,6 +20,8 @@ from rvmcv_worker.token_source import TokenSource
 FIRST_S, LONGEST_S = 1.0, 60.0
 #: How long a rejected token is waited with, in seconds, before it is read again.
 TOKEN_WAIT_S = 60.0
+#: How often it is looked whether somebody else has read another token meanwhile, in seconds.
+_TOKEN_LOOK_S = 0.5
 #: What a repetition may help against.
 RETRYABLE: tuple[type[Exception], ...] = (ServerUnavailableError, RateLimitedError, TokenRejectedError)
 
@@ -91,6 +93,20 @@ class Retry:
             if reading.fault:
                 logger.warning("{}", reading)
 
+    def pause(self, stop: Stop, seconds: float, error: BaseException | None) -> bool:
+        """Wait before the next try; True when `stop` was set.
+
+        With a rejected token the wait ends early as soon as somebody has read another one.
+        """
+        if self._token is None or not isinstance(error, TokenRejectedError):
+            return stop.wait(seconds)
+        rejected = self._token.value()
+        while seconds > 0 and self._token.value() == rejected:
+            if stop.wait(min(seconds, _TOKEN_LOOK_S)):
+                return True
+            seconds -= _TOKEN_LOOK_S
+        return False
+
     def call(
         self,
         fn: Callable[[], T],
@@ -117,7 +133,7 @@ class Retry:
         def sleep(seconds: float) -> None:
             if told and isinstance(last, Exception):
                 told(last, seconds)
-            if stop.wait(seconds):
+            if self.pause(stop, seconds, last):
                 raise RetryStoppedError("stopped while waiting to try again") from last
             if last:
                 self.before_retry(last)

@@ -391,6 +391,33 @@ def test_a_new_token_is_tried_at_once_and_one_that_cannot_be_read_is_told(
         assert "the token was read again: a new one" in worker.log()
 
 
+def test_a_new_token_delivers_at_once_what_the_old_one_could_not(
+    tmp_path: Path, server: ReferenceServer
+) -> None:
+    def admin(method: str, path: str, **more: Any) -> Any:
+        headers = {"Authorization": f"Bearer {server.admin_token}", "Accept": "application/json"}
+        answer = requests.request(
+            method, f"{server.url}/api/v1/cv/{path}", headers=headers, timeout=10, **more
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    old, new = (
+        admin("POST", "tokens", json={"name": name, "abilities": ["worker"]})["token"]
+        for name in ("vm104-old", "vm104-new")
+    )
+    with WorkerProcess(tmp_path / "worker", server, token=old, scale=1.0, worker_id="vm104") as worker:
+        job_id = _queue(server, {"steps": 3, "step_s": 1.0})
+        server.wait_for_job(job_id, lambda job: job["status"] == "processing", 20)
+        admin("DELETE", "tokens/vm104-old")
+        eventually(lambda: "upload waits" in worker.log())
+        worker.token_file.write_text(new)
+        start_s = time.monotonic()
+        worker.send(signal.SIGHUP)
+        assert server.wait_until_final(job_id, 30)["status"] == "completed"
+        assert time.monotonic() - start_s < 20
+
+
 def test_worker_status_says_when_there_is_no_storage(tmp_path: Path) -> None:
     with (
         ReferenceServer(tmp_path / "server") as server,

@@ -128,8 +128,27 @@ def test_rejected_token_is_read_again_after_a_minute(tmp_path: Path) -> None:
 
     stop = Noted()
     assert Retry(settings, token).call(fn, stop=stop) == "done"
-    assert (tried, stop.waits_s) == (["old", "new"], [60.0])
+    assert (tried, sum(stop.waits_s)) == (["old", "new"], 60.0)
     assert Retry(FAST).token_wait_s == pytest.approx(60e-6)
+
+
+def test_a_token_that_somebody_else_has_read_ends_the_wait(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("old")
+    token = TokenSource(Settings(worker=WorkerSettings(runtime_dir=tmp_path, credentials_dir=tmp_path)))
+    retry = Retry(Settings(), token)
+
+    class Reloads(Noted):
+        def wait(self, timeout_s: float, /) -> bool:
+            if len(self.waits_s) == 3:
+                (tmp_path / "token").write_text("new")
+                token.reload()
+            return super().wait(timeout_s)
+
+    stop = Reloads()
+    assert not retry.pause(stop, 60.0, TokenRejectedError("401"))
+    assert sum(stop.waits_s) == 2.0
+    assert not retry.pause(stop, 7.0, ServerUnavailableError("away"))
+    assert stop.waits_s[-1] == 7.0
 
 
 def test_failures_are_told() -> None:
