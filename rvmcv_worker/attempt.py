@@ -14,7 +14,9 @@ from typing import Any
 
 from loguru import logger
 
+from rvmcv_worker import checkpoints
 from rvmcv_worker import workspace as workspaces
+from rvmcv_worker.checkpoints import Checkpoints
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.errors import (
@@ -90,6 +92,7 @@ class Attempt:
     workspace: Workspace
     progress: ProgressReporter
     interrupt: Interrupt
+    checkpoints: Checkpoints
     #: Indexes of the GPUs that are this attempt's; empty on a CPU.
     gpus: tuple[int, ...]
     #: Seconds by phase, for the final report.
@@ -137,7 +140,22 @@ class Attempt:
             spawner=services.spawner,
             limits=services.settings.limits,
             interrupt=self.interrupt,
-            on_progress=on_progress or self.progress.take,
+            on_progress=on_progress or self._hear,
+        )
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        if "checkpoint" in said:
+            self.checkpoints.announce()
+        self.progress.take(said)
+
+    def fetch_checkpoint(self) -> str | None:
+        """Bring what an earlier attempt left, for a child to go on from; None to start from the beginning."""
+        return checkpoints.fetch(
+            self.services.storage,
+            self.claim.resume,
+            self.workspace,
+            max_bytes=checkpoints.max_bytes(self.services.settings),
+            interrupt=self.interrupt,
         )
 
     def store(self, path: Path, name: str, sha256: str | None = None) -> Stored:
@@ -182,8 +200,9 @@ def run_attempt(
         with (
             workspaces.make(services.settings.work_dir, offer.job_id, claim.attempt) as workspace,
             _reporter(services, job, claim) as progress,
+            _checkpoints(services, job, workspace, progress) as kept,
         ):
-            attempt = Attempt(services, offer, claim, workspace, progress, interrupt, gpus)
+            attempt = Attempt(services, offer, claim, workspace, progress, interrupt, kept, gpus)
             report = _run(attempt, job_type)
             status, error_code = report["status"], report.get("error", {}).get("code")
             _enter_outbox(services, report, job_type.courtesy(offer, report), workspace)
@@ -210,6 +229,37 @@ def _reporter(services: Services, job: RunningJob, claim: Claim) -> ProgressRepo
         interrupt=job.interrupt,
         state=job.progress,
     )
+
+
+def _checkpoints(
+    services: Services, job: RunningJob, workspace: Workspace, progress: ProgressReporter
+) -> Checkpoints:
+    settings = services.settings
+    return Checkpoints(
+        workspace,
+        checkpoint_put(services, workspace, job.lease_token),
+        max_bytes=checkpoints.max_bytes(settings),
+        every_s=settings.scaled(settings.worker.checkpoint_every_min * 60),
+        progress=progress,
+        interrupt=job.interrupt,
+    )
+
+
+def checkpoint_put(services: Services, workspace: Workspace, lease_token: str) -> checkpoints.Put:
+    """Return what puts a checkpoint into storage under the attempt's own key."""
+
+    def put(path: Path, name: str, interrupt: Interrupt) -> Stored:
+        return services.storage.put_artifact(
+            path,
+            name,
+            job_id=workspace.job_id,
+            attempt=workspace.attempt,
+            lease_token=lease_token,
+            interrupt=interrupt,
+            patience_s=0.0,  # a newer one comes
+        )
+
+    return put
 
 
 def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
@@ -239,6 +289,8 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     else:
         report |= {"status": "completed", "result": result}
         log.success("completed in {:.1f} s", time.monotonic() - start_s)
+    if report["status"] == "queued" and (left_off := attempt.checkpoints.store_last()):
+        report["checkpoint"] = to_wire(left_off)
     if attempt.interrupt.reason is not None:
         with contextlib.suppress(JobCancelledError, JobError):
             attempt.interrupt.check()  # raises when fenced: then nothing is reported at all

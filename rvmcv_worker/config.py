@@ -85,6 +85,7 @@ class WorkerSettings(Section):
     train_slots: Literal["per-gpu"] | Slots = "per-gpu"
     infer_slots: Slots = 8
     batch_slots: Slots = 1
+    checkpoint_every_min: PositiveFloat = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 

@@ -25,6 +25,7 @@ class Interrupt:
         self._lock = threading.Lock()
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
+        self._branches: list[Interrupt] = []
         self._reason: StopReason | None = None
         self._detail = ""
 
@@ -42,6 +43,21 @@ class Interrupt:
                 self._reason, self._detail = reason, detail
             self._event.set()
             os.eventfd_write(self._eventfd, 1)
+            branches = list(self._branches)
+        self._pass_on(branches)
+
+    def branch(self) -> Interrupt:
+        """Return one that hears of every wish but a stop: for what is still saved in one."""
+        branch = Interrupt()
+        with self._lock:
+            self._branches.append(branch)
+        self._pass_on([branch])
+        return branch
+
+    def _pass_on(self, branches: list[Interrupt]) -> None:
+        if self._reason not in {None, StopReason.WORKER_STOPPED}:
+            for branch in branches:
+                branch.request(self._reason, self._detail)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until asked to end, at most `timeout_s`; True when asked."""

@@ -18,7 +18,7 @@ from loguru import logger
 from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
-from rvmcv_worker.protocol import Directive, Progress, progress_of
+from rvmcv_worker.protocol import Checkpoint, Directive, Progress, progress_of, to_wire
 from rvmcv_worker.retry import Retry, RetryStoppedError
 
 #: Epochs in one report: after a long outage the rest follows in the next ones.
@@ -83,7 +83,8 @@ class ProgressReporter:
 
     def take(self, said: Mapping[str, Any]) -> None:
         """Take in what a child says, which may be anything: what does not fit is left out."""
-        known = {key: value for key, value in said.items() if key in Progress.model_fields}
+        # A child names no object in storage: the next attempt would fetch it with the worker's own keys.
+        known = {key: said[key] for key in said if key in Progress.model_fields and key != "checkpoint"}
         history = known.pop("history", [])
         epochs = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
         with self._wake:
@@ -93,14 +94,22 @@ class ProgressReporter:
     def confirm(self, phase: str) -> None:
         """Report `phase` and wait for the word to go on; raises when told to end instead."""
         self.update(phase=phase)
-        log = logger.bind(job_id=self._job_id)
         with contextlib.suppress(RetryStoppedError):
-            self._retry.call(
-                self._send,
-                stop=self._interrupt,
-                told=lambda error, wait_s: log.warning("{} waits {:.0f} s: {}", phase, wait_s, error),
-            )
+            self._deliver(phase, self._interrupt)
         self._interrupt.check()
+
+    def tell_checkpoint(self, checkpoint: Checkpoint, stop: Interrupt) -> None:
+        """Report a stored checkpoint and return when RVM-Server knows it; raises when it does not."""
+        self.update(checkpoint=to_wire(checkpoint))
+        self._deliver("checkpoint", stop)
+
+    def _deliver(self, what: str, stop: Interrupt) -> None:
+        log = logger.bind(job_id=self._job_id)
+        self._retry.call(
+            self._send,
+            stop=stop,
+            told=lambda error, wait_s: log.warning("{} waits {:.0f} s: {}", what, wait_s, error),
+        )
 
     def _run(self) -> None:
         backoff = self._retry.backoff()

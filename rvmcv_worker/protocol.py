@@ -262,6 +262,7 @@ class FinishReport(Sent):
     result: dict[str, Any] | None = None  #: beside an `error`, only `artifacts`
     error: WireError | None = None
     retry_after_s: Seconds | None = None  #: with `queued` only
+    checkpoint: Checkpoint | None = None  #: with `queued` only: where the next attempt goes on
     timings: dict[str, float | None] | None = None  #: seconds by step
 
     @model_validator(mode="after")
@@ -272,6 +273,8 @@ class FinishReport(Sent):
             raise ValueError(f"a finish with status {self.status.value} needs an error")
         if self.retry_after_s is not None and self.status is not FinishStatus.QUEUED:
             raise ValueError("retry_after_s goes with status queued only")
+        if self.checkpoint is not None and self.status is not FinishStatus.QUEUED:
+            raise ValueError("a checkpoint goes with status queued only")
         return self
 
 

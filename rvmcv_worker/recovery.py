@@ -10,12 +10,14 @@ import threading
 
 from loguru import logger
 
-from rvmcv_worker import workspace
-from rvmcv_worker.attempt import Services, failed_report
+from rvmcv_worker import checkpoints, workspace
+from rvmcv_worker.attempt import Services, checkpoint_put, failed_report
 from rvmcv_worker.controller import ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError, JobError, WorkerDiedError, WorkerStoppedError
 from rvmcv_worker.ledger import ClaimRow, ClaimState
 from rvmcv_worker.process_tree import kill_marked
+from rvmcv_worker.protocol import to_wire
+from rvmcv_worker.workspace import Workspace
 
 
 def clear(services: Services) -> None:
@@ -64,8 +66,12 @@ class Settlement(threading.Thread):
         else:
             error = WorkerDiedError(f"the worker died while the job was {row.state.value}")
         log.warning("{}: handed back", error.message)
-        workspace.wipe(services.settings.work_dir / _workspace_name(row))
         report = failed_report(services.settings, row.job_id, lease_token, error, row.attempt or 1)
+        dead = Workspace(services.settings.work_dir / _workspace_name(row), row.job_id, row.attempt or 1)
+        put = checkpoint_put(services, dead, lease_token)
+        if left_off := checkpoints.store_newest(dead, put, checkpoints.max_bytes(services.settings)):
+            report["checkpoint"] = to_wire(left_off)
+        workspace.wipe(dead.root)
         services.ledger.finish(row.job_id, report)
         services.outbox.wake()
 

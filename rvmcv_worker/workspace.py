@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
 import threading
 import time
@@ -40,6 +39,8 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STEP_FILES = 200
 #: `UsageMeter` rests so many times as long as it has counted.
 _COUNT_SHARE = 50
+#: Names in one directory that are looked at.
+_MAX_LISTED = 10_000
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -114,12 +115,23 @@ class Workspace:
                 open(source, "rb", closefd=False) as file,
                 os.fdopen(os.open(part, _NEW_FILE, 0o600), "wb") as target,
             ):
-                shutil.copyfileobj(file, target, 1 << 20)
+                left = before.st_size
+                while chunk := file.read(min(left, 1 << 20)):  # not to its end: a living child may append
+                    target.write(chunk)
+                    left -= len(chunk)
                 copied = target.tell()
             if copied != before.st_size or _version(os.fstat(source)) != _version(before):
                 part.unlink()
                 raise JobCrashedError(f"{child_name}/{file_name} changed while it was read")
             return part.replace(copy)
+
+    def child_files(self, child_name: str) -> list[str]:
+        """Return the names in a child's directory, at most `_MAX_LISTED`; [] when it is not there."""
+        try:
+            with self._opened(child_name) as directory, os.scandir(directory) as entries:
+                return [entry.name for entry in itertools.islice(entries, _MAX_LISTED)]
+        except OSError:
+            return []
 
     def read_result(self, child_name: str) -> dict[str, Any] | None:
         """Return the child's `result.json`, or None when there is none; raises `JobCrashedError`."""

@@ -6,8 +6,9 @@ Call `ultralytics_env.isolate` first: this module imports Ultralytics.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from ultralytics import YOLO, __version__
 from ultralytics.cfg import DEFAULT_CFG_DICT
@@ -15,6 +16,9 @@ from ultralytics.nn.tasks import torch_safe_load, yaml_model_load
 
 from rvmcv_worker.compute import pickle_scan
 from rvmcv_worker.errors import JobError, ModelInvalidError
+
+#: Entries of a checkpoint that only a training that goes on needs.
+_RESUMED_FROM = ("best_fitness", "stopper", "ema", "updates", "optimizer", "scaler", "modelopt")
 
 #: The layer that ends a model -> its label task.
 _TASKS = {"Detect": "detect", "Segment": "segment"}
@@ -89,29 +93,73 @@ def clean(source: Path, target: Path, train_args: dict[str, Any]) -> None:
     What goes: optimizer, paths, git, date and times; so equal trainings make equal files.
     """
     trained, _ = torch_safe_load(str(source))
-    metrics = trained.get("train_metrics") or {}
-    model = (trained.get("ema") or trained["model"]).half()
+    results = trained.get("train_results") or {}
+    torch.save(
+        {
+            "epoch": -1,
+            **dict.fromkeys(_RESUMED_FROM),
+            "model": _model_without_place(trained, train_args),
+            **_about(trained, train_args),
+            "train_results": {key: column for key, column in results.items() if key != "time"},
+        },
+        target,
+    )
+
+
+def clean_to_resume(source: Path, target: Path, train_args: dict[str, Any]) -> None:
+    """Write the `last.pt` at `source` to `target` as `clean` does, with all that it takes to go on."""
+    trained, _ = torch_safe_load(str(source))
+    torch.save(
+        {
+            "epoch": int(trained["epoch"]),
+            **{key: _plain(trained.get(key)) for key in _RESUMED_FROM},
+            "model": None,
+            "ema": _model_without_place(trained, train_args),
+            **_about(trained, train_args),
+            "train_results": trained.get("train_results") or {},
+        },
+        target,
+    )
+
+
+def left_off_at(source: Path) -> tuple[int, dict[str, Any]]:
+    """Return after how many epochs the `last.pt` at `source` was saved, and with which settings.
+
+    The epochs are 0 for one without an optimizer: nothing can go on from it.
+    """
+    trained, _ = torch_safe_load(str(source))
+    epochs = int(trained["epoch"]) + 1 if trained.get("optimizer") is not None else 0
+    return epochs, dict(trained["train_args"])
+
+
+def _model_without_place(trained: dict[str, Any], train_args: dict[str, Any]) -> torch.nn.Module:
+    model: Any = (trained.get("ema") or trained["model"]).half()
     for parameter in model.parameters():
         parameter.requires_grad = False
     model.args = train_args
     model.criterion = None
     model.yaml = {key: Path(value).name if key == "yaml_file" else value for key, value in model.yaml.items()}
     model.__dict__.pop("pt_path", None)
-    results = trained.get("train_results") or {}
-    torch.save(
-        {
-            "epoch": -1,
-            **dict.fromkeys(("best_fitness", "stopper", "ema", "updates", "optimizer", "scaler", "modelopt")),
-            "model": model,
-            "train_args": train_args,
-            "train_metrics": {key: float(value) for key, value in metrics.items()},
-            "train_results": {key: column for key, column in results.items() if key != "time"},
-            "version": __version__,
-            "license": "AGPL-3.0 (https://ultralytics.com/license)",
-            "docs": "https://docs.ultralytics.com",
-        },
-        target,
-    )
+    return cast("torch.nn.Module", model)
+
+
+def _about(trained: dict[str, Any], train_args: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "train_args": train_args,
+        "train_metrics": {key: float(value) for key, value in (trained.get("train_metrics") or {}).items()},
+        "version": __version__,
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers of NumPy as Python's own; tensors stay."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def neutral(args: dict[str, Any]) -> dict[str, Any]:

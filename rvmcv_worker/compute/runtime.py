@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,10 +16,10 @@ def amp(wanted: bool | str, on_gpu: bool) -> bool | str:
     return "bf16" if on_gpu and wanted not in (False, "fp32") and torch.cuda.is_bf16_supported() else False
 
 
-def device_name(device: Any) -> str:
+def device_name(on_gpu: bool) -> str:
     """Return the GPU's name, or the number of threads on a CPU."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
+    if on_gpu:
+        return str(torch.cuda.get_device_name(0))
     return f"cpu, {torch.get_num_threads()} threads"
 
 

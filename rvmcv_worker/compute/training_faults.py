@@ -19,6 +19,7 @@ from rvmcv_worker.errors import (
 
 # Ultralytics raises plain RuntimeError, ValueError and FileNotFoundError; only the text tells them apart.
 _DATASET_TEXTS = ("Dataset '", "No valid images", "No labels found", "loading data")
+_GPU_MEMORY_TEXTS = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 _OPTION_TEXTS = ("froze the entire model", "final batch=1")
 
 
@@ -32,17 +33,25 @@ def refuse_diverged(trainer: Any) -> None:
         raise InvalidJobError(f"the training diverged (loss {loss}); use a smaller lr0, or another optimizer")
 
 
-def explain(error: Exception, args: Any, started: bool, root: Path) -> JobError:
-    """Return the job's error for what a training raised; an unknown one is printed and `internal`."""
+def is_out_of_gpu_memory(error: Exception) -> bool:
+    """Whether the GPU's memory was too small; a smaller batch may fit."""
     import torch
 
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(told in text for told in _GPU_MEMORY_TEXTS)
+
+
+def explain(error: Exception, batch: int, imgsz: int, started: bool, root: Path) -> JobError:
+    """Return the job's error for what a training raised; an unknown one is printed and `internal`.
+
+    `batch` and `imgsz` (pixels) are those that were in effect.
+    """
     text = without_root(str(error), root)
     if isinstance(error, JobError):
         return error
-    if isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in text:
-        # A retry with half the batch in a fresh child starts from this error and run/weights/last.pt.
+    if is_out_of_gpu_memory(error):
         return OutOfGpuMemoryError(
-            f"the GPU's memory does not hold batch {args.batch} at {args.imgsz} px; "
+            f"the GPU's memory does not hold batch {batch} at {imgsz} px; "
             "use a smaller batch_size, img_size or model"
         )
     if isinstance(error, MemoryError) or "DataLoader worker" in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def gather(run: Path, directory: Path) -> list[str]:
         if (run / name).is_file():
             (run / name).replace(directory / name)
     return [name for name in PUBLISHED_FILES if (directory / name).is_file()]
+
+
+def clear(run: Path, directory: Path) -> None:
+    """Remove what an earlier child of the same job left: its `run`, and what it had gathered."""
+    shutil.rmtree(run, ignore_errors=True)
+    for name in PUBLISHED_FILES:
+        (directory / name).unlink(missing_ok=True)
 
 
 def _number_batches(run: Path) -> None:

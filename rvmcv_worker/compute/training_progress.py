@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rvmcv_worker.compute.checkpoint_file import State
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.compute.training_figures import box_and_mask
 
@@ -18,27 +19,41 @@ class TrainingProgress:
 
     Raising from a callback ends a training at once: `Child.check_stop` is asked after every batch, of the
     training and of each validation. The time limit only sets ``trainer.stop``: the epoch is cut after the
-    batch, then validated and saved as any other.
+    batch, then validated and saved as any other. What earlier attempts did and took (`earlier`) counts.
     """
 
-    def __init__(self, child: Child, epochs: int, time_limit_h: float | None) -> None:
+    def __init__(self, child: Child, epochs: int, time_limit_h: float | None, earlier: State) -> None:
         self.epochs = epochs
-        self.epochs_done = 0
+        self.epochs_done = earlier.epochs
         self.started = False
+        #: As it is now: Ultralytics halves it by itself when the first epoch does not fit into the GPU.
+        self.batch_size: int | None = None
+        self._earlier = earlier
         self._hit_time_limit = False
         self._child = child
-        self._limit_s = None if time_limit_h is None else time_limit_h * 3600
-        self._fraction = 0.0
+        self._limit_s = None if time_limit_h is None else time_limit_h * 3600 - earlier.trained_s
+        self._fraction = self._start_fraction = min(earlier.epochs / epochs, 1.0)
         self._batch = 0
         self._epoch_is_open = False
         self._started_s = self._reported_s = time.monotonic()
 
     @property
-    def ended_by(self) -> str:
-        """Why a finished training ended: ``time_limit``, ``epochs`` or ``patience``."""
+    def elapsed_s(self) -> float:
+        """Seconds since this child began to train."""
+        return time.monotonic() - self._started_s
+
+    def ended_by(self, epochs_done: int) -> str:
+        """Why a training that ended after so many did: ``time_limit``, ``epochs`` or ``patience``."""
+        if self._earlier.ended_by:
+            return self._earlier.ended_by
         if self._hit_time_limit:
             return "time_limit"
-        return "epochs" if self.epochs_done >= self.epochs else "patience"
+        return "epochs" if epochs_done >= self.epochs else "patience"
+
+    def begin(self) -> None:
+        """Say where the training begins."""
+        done = self.epochs_done
+        self._report(epoch=done, message=f"going on after epoch {done}" if done else "reading the labels")
 
     def attach(self, yolo: Any) -> None:
         """Listen to what `yolo` does from now on, trainings and validations.
@@ -70,15 +85,18 @@ class TrainingProgress:
         self.started = True
         self._started_s = time.monotonic()
 
-    def on_train_epoch_start(self, _trainer: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any) -> None:
         """Count batches anew; fires again for an epoch that is repeated (out of memory, NaN)."""
         self._batch = 0
+        if trainer.batch_size != self.batch_size:
+            self.batch_size = trainer.batch_size
+            self._report(epoch=self.epochs_done, batch_size=trainer.batch_size)
 
     def on_train_batch_end(self, trainer: Any) -> None:
         """Stop if asked to; say how far it is, at most once a second."""
         self._child.check_stop()
         self._batch += 1
-        elapsed_s = time.monotonic() - self._started_s
+        elapsed_s = self.elapsed_s
         is_last = trainer.epoch + 1 >= self.epochs and self._batch >= len(trainer.train_loader)
         if self._limit_s is not None and elapsed_s >= self._limit_s and not is_last:
             self._hit_time_limit = trainer.stop = True
@@ -131,10 +149,11 @@ class TrainingProgress:
 
     def _eta_s(self) -> float | None:
         """Seconds until the last epoch is done or the time limit passed; None before anything is known."""
-        if not self._fraction:
+        done = self._fraction - self._start_fraction
+        if not done:
             return None
-        elapsed_s = time.monotonic() - self._started_s
-        eta_s = elapsed_s / self._fraction * (1 - self._fraction)
+        elapsed_s = self.elapsed_s
+        eta_s = elapsed_s / done * (1 - self._fraction)
         if self._limit_s is not None:
             eta_s = min(eta_s, max(self._limit_s - elapsed_s, 0.0))
         return round(eta_s, 1)

@@ -7,13 +7,24 @@ never draws a random number of its own. Read `run` from top to bottom.
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rvmcv_worker.compute import pickle_scan, training_faults, training_files, ultralytics_env
+from rvmcv_worker.compute import (
+    checkpoint_file,
+    pickle_scan,
+    training_faults,
+    training_files,
+    ultralytics_env,
+)
+from rvmcv_worker.compute.checkpoint_file import State
 from rvmcv_worker.compute.child import Child, StopRequestedError
 from rvmcv_worker.compute.training_figures import figures
 from rvmcv_worker.compute.training_progress import TrainingProgress
 from rvmcv_worker.errors import InvalidJobError, ModelInvalidError
+
+if TYPE_CHECKING:
+    from rvmcv_worker.compute.training_checkpoint import LeftOff
 
 #: Architectures that may be trained from scratch: label task -> names.
 FROM_SCRATCH = {
@@ -32,15 +43,16 @@ _EFFECTIVE = (
 )
 
 #: Settings in which `measuring` follows the training's own validation.
-_MEASURING = ("imgsz", "conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment", "quantize")
+_MEASURING = ("conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment")
 
 
 def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
-    """Train, measure and clean.
+    """Train, or go on where `job["resume"]` left off; measure and clean.
 
-    Returns ``{"model", "metrics", "files", "effective", "versions", "epochs", "ended_by"}``; `ended_by` is
-    ``epochs``, ``patience`` or ``time_limit``. Raises `ModelInvalidError`, `DatasetInvalidError`,
-    `InvalidJobError`, `OutOfGpuMemoryError`, …; what a training raises has ``detail = {"files", "epochs"}``.
+    Returns ``{"model", "metrics", "files", "effective", "versions", "epochs", "attempts", "ended_by"}``;
+    `ended_by` is ``epochs``, ``patience`` or ``time_limit``. Raises `ModelInvalidError`, `InvalidJobError`,
+    `DatasetInvalidError`, `OutOfGpuMemoryError`, …; what a training raises has
+    ``detail = {"files", "epochs", "batch", "imgsz"}``.
     """
     _refuse_base_model(job, child)  # what is wrong with one is mostly seen without loading anything
 
@@ -48,15 +60,11 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     ultralytics_env.isolate(child.directory)
     from ultralytics import YOLO
     from ultralytics.cfg import get_cfg
-    from ultralytics.utils import YAML
 
     from rvmcv_worker.compute import checkpoint, runtime
+    from rvmcv_worker.compute.training_checkpoint import TrainingCheckpoints
 
     ultralytics_env.require_safe_load()
-    if job["model"] in FROM_SCRATCH[job["label_task"]]:
-        yolo = YOLO(job["model"], task=job["label_task"])
-    else:
-        yolo = checkpoint.open_yolo11(child.root / job["model"], job["label_task"])
 
     # The settings. Ours come last, so that no option can move the output or skip the validation.
     options = dict(job["options"])
@@ -81,68 +89,119 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     except (SyntaxError, TypeError, ValueError) as error:
         raise InvalidJobError(f"the training's options do not hold: {error}") from None
 
-    # The training. A fault leaves what it had drawn by then; `last.pt` stays under run/weights.
-    progress = TrainingProgress(child, args.epochs, time_limit_h)
+    # Where it begins: where an earlier child left off, else with the base model.
+    left_off = _left_off(job, child, output, args)
+    earlier = left_off.state if left_off else State()
+    if left_off:
+        last = str(output / "weights" / "last.pt")
+        settings.update(batch=left_off.batch, imgsz=left_off.imgsz, resume=last)
+        yolo = YOLO(last)
+    elif job["model"] in FROM_SCRATCH[job["label_task"]]:
+        yolo = YOLO(job["model"], task=job["label_task"])
+    else:
+        yolo = checkpoint.open_yolo11(child.root / job["model"], job["label_task"])
+    progress = TrainingProgress(child, args.epochs, time_limit_h, earlier)
     progress.attach(yolo)
-    child.report(phase="train", fraction=0.0, epoch=0, epochs=args.epochs, message="reading the labels")
+    kept = TrainingCheckpoints(child, output, progress, earlier, attempt=job.get("attempt", 1))
+    yolo.add_callback("on_model_save", kept.on_model_save)
+    progress.begin()
+
+    # The training, unless an earlier child came to its end; then what it is worth.
     try:
-        metrics = yolo.train(**settings)
-        training_faults.refuse_diverged(yolo.trainer)
+        metrics = None
+        if earlier.ended_by is None:
+            metrics = yolo.train(**settings)
+            training_faults.refuse_diverged(yolo.trainer)
+        measured, effective = _measure(job, child, args, settings, progress, metrics)
     except StopRequestedError:
+        kept.keep_newest()
         raise
     except Exception as error:
-        fault = training_faults.explain(error, args, progress.started, child.root)
-        fault.detail = {
-            "files": training_files.gather(output, child.directory),
-            "epochs": progress.epochs_done,
+        # A fault leaves what it had drawn by then, and a checkpoint to go on from.
+        kept.keep_newest()
+        reached = {
+            "batch": progress.batch_size or settings.get("batch", args.batch),
+            "imgsz": settings.get("imgsz", args.imgsz),
         }
+        fault = training_faults.explain(error, **reached, started=progress.started, root=child.root)
+        files = training_files.gather(output, child.directory)
+        fault.detail = {"files": files, "epochs": progress.epochs_done, **reached}
         raise fault from error
-    trainer = yolo.trainer
-
-    # What is published: best.pt and args.yaml written anew without local paths, the rest moved.
-    train_args = checkpoint.neutral({**vars(trainer.args), "model": job.get("model_name", job["model"])})
-    best = trainer.best if trainer.best.exists() else trainer.last  # no best while every fitness is NaN
-    checkpoint.clean(best, child.directory / "best.pt", train_args)
-    YAML.save(child.directory / "args.yaml", train_args)
-
-    # What best.pt is worth: on val (Ultralytics has just measured it), on test, beside the active model.
-    names = list(trainer.data["names"].values())
-    measuring = {
-        "data": settings["data"],
-        "batch": trainer.batch_size * 2,  # as a training does: batches decide about the padding
-        **{key: getattr(trainer.validator.args, key) for key in _MEASURING},
-        "device": job["device"],
-        "workers": trainer.args.workers,
-        "project": str(output),
-        "exist_ok": True,
-        "plots": False,
-        "verbose": False,
-    }
-    measured = {
-        **figures(metrics, names),
-        "test": None,
-        "active": _active(job, child, progress, names, measuring),
-    }
-    if trainer.data.get("test"):
-        cleaned = checkpoint.open_yolo11(child.directory / "best.pt", job["label_task"])
-        progress.attach(cleaned)
-        measured["test"] = figures(cleaned.val(split="test", name="test", **measuring), names)
 
     return {
         "model": "best.pt",
         "metrics": measured,
         "files": training_files.gather(output, child.directory),
         "effective": {
-            **{key: train_args[key] for key in _EFFECTIVE if key in train_args},
-            "architecture": checkpoint.identify(trainer.model, "the trained model")[0],
-            "amp": str(trainer.args.amp) if trainer.amp else False,
-            "device_name": runtime.device_name(trainer.device),
+            **effective,
+            "amp": str(settings["amp"]) if settings["amp"] else False,
+            "device_name": runtime.device_name(on_gpu),
             "time_limit_h": time_limit_h,
         },
         "versions": runtime.versions(on_gpu),
         "epochs": progress.epochs_done,
-        "ended_by": progress.ended_by,
+        "attempts": kept.state.attempts(),
+        "ended_by": progress.ended_by(progress.epochs_done),
     }
+
+
+def _measure(
+    job: dict[str, Any],
+    child: Child,
+    args: Any,
+    settings: dict[str, Any],
+    progress: TrainingProgress,
+    metrics: Any,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make the trained model fit to be published; returns what it is worth, and the effective settings.
+
+    `metrics` is what the training has measured on val, None where it had ended in an earlier child.
+    """
+    from ultralytics.utils import YAML
+    from ultralytics.utils.plotting import plot_results
+
+    from rvmcv_worker.compute import checkpoint
+
+    # best.pt and args.yaml are written anew without local paths; no best while every fitness is NaN.
+    output = child.directory / settings["name"]
+    best, last = output / "weights" / "best.pt", output / "weights" / "last.pt"
+    _, trained_with = checkpoint.left_off_at(last)
+    train_args = checkpoint.neutral({**trained_with, "model": job.get("model_name", job["model"])})
+    checkpoint.clean(best if best.exists() else last, child.directory / "best.pt", train_args)
+    YAML.save(child.directory / "args.yaml", train_args)
+
+    cleaned = checkpoint.open_yolo11(child.directory / "best.pt", job["label_task"])
+    progress.attach(cleaned)
+    names = checkpoint.class_names(cleaned.model)
+    effective = {key: train_args[key] for key in _EFFECTIVE if key in train_args}
+    effective["architecture"], _ = checkpoint.identify(cleaned.model, "the trained model")
+
+    # On val (a training has just measured it), beside the active model, on test.
+    measuring = {
+        "data": settings["data"],
+        "imgsz": train_args["imgsz"],
+        "batch": train_args["batch"] * 2,  # as a training does: batches decide about the padding
+        **{key: getattr(args, key) for key in _MEASURING},
+        "quantize": 16 if settings["amp"] else None,
+        "device": job["device"],
+        "workers": args.workers,
+        "exist_ok": True,
+        "verbose": False,
+    }
+    if metrics is None:
+        metrics = cleaned.val(
+            split="val", project=str(child.directory), name=output.name, plots=True, **measuring
+        )
+        plot_results(output / "results.csv")
+    measuring.update(project=str(output), plots=False)
+    measured = {
+        **figures(metrics, names),
+        "test": None,
+        "active": _active(job, child, progress, names, measuring),
+    }
+    if YAML.load(settings["data"]).get("test"):
+        measured["test"] = figures(cleaned.val(split="test", name="test", **measuring), names)
+    return measured, effective
 
 
 def _refuse_base_model(job: dict[str, Any], child: Child) -> None:
@@ -155,6 +214,26 @@ def _refuse_base_model(job: dict[str, Any], child: Child) -> None:
             f"{job['model']} is no architecture for {job['label_task']}; known are {', '.join(known)}"
         )
     pickle_scan.refuse_dangerous(child.root / job["model"])
+
+
+def _left_off(job: dict[str, Any], child: Child, output: Path, args: Any) -> LeftOff | None:
+    """Return where `job["resume"]` left off; None to start from the beginning: a bad one ends no job."""
+    from ultralytics.utils import LOGGER, YAML
+
+    from rvmcv_worker.compute import training_checkpoint
+
+    training_files.clear(output, child.directory)
+    if job.get("resume"):
+        names = ["item"] if args.single_cls else list(YAML.load(args.data)["names"].values())
+        path = child.root / job["resume"]
+        try:
+            return training_checkpoint.restore(path, output, job["label_task"], args, names)
+        except Exception as error:  # noqa: BLE001  whatever a stranger's file makes the loader raise
+            said = training_faults.without_root(str(error), child.root)
+            LOGGER.warning(f"The checkpoint cannot be used, the training starts from the beginning: {said}")
+            training_files.clear(output, child.directory)
+    checkpoint_file.discard(child.directory)
+    return None
 
 
 def _active(
@@ -178,6 +257,8 @@ def _active(
         raise
     except ModelInvalidError as error:
         return {"error": error.message}
-    except Exception as error:  # noqa: BLE001  told in the report, with its traceback in the log
+    except Exception as error:  # told in the report, with its traceback in the log
+        if training_faults.is_out_of_gpu_memory(error) and measuring["batch"] > 2:
+            raise  # a smaller batch may do
         traceback.print_exc()
         return {"error": training_faults.without_root(f"{type(error).__name__}: {error}", child.root)}

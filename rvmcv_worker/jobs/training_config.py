@@ -172,6 +172,8 @@ class TrainingConfig(GpuWish):
     time_limit_h: Annotated[
         float | None, Field(gt=0, le=10_000, validation_alias=AliasChoices("time_limit_h", "time"))
     ] = None
+    #: When the GPU's memory does not even hold a batch of 1.
+    allow_smaller_img_size: bool = False
     callback_url: str | None = None
     options: TrainingOptions = TrainingOptions()
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from rvmcv_worker import checkpoints
 from rvmcv_worker.controller import ControllerError
-from rvmcv_worker.errors import DatasetUnavailableError, JobCrashedError, JobError
+from rvmcv_worker.errors import DatasetUnavailableError, JobCrashedError, JobError, OutOfGpuMemoryError
 from rvmcv_worker.jobs import training_config
+from rvmcv_worker.jobs.memory_ladder import Rung, smallest_imgsz
 from rvmcv_worker.jobs.training_config import TrainingConfig
 from rvmcv_worker.ledger import ClaimState
 from rvmcv_worker.retry import RetryStoppedError
@@ -85,6 +88,7 @@ class Yolo11:
 def _train(attempt: Attempt, config: TrainingConfig) -> dict[str, Any]:
     limits = attempt.services.settings.limits
     with attempt.phase("download"):
+        resume = attempt.fetch_checkpoint()
         _fetch_data_set(attempt, config)
         model = _fetch_base_model(attempt, config)
         active = _fetch_active_model(attempt, config)
@@ -95,22 +99,20 @@ def _train(attempt: Attempt, config: TrainingConfig) -> dict[str, Any]:
         (attempt.workspace.in_dir / "dataset.archive").unlink()
     attempt.enter(ClaimState.RUNNING)
     with attempt.phase("train"):
-        trained = attempt.run_child(
-            "train",
-            {
-                "task": "train_yolo11",
-                "model": model,
-                "model_name": config.base_model,
-                "label_task": config.label_task,
-                "data": "prepare/data.yaml",
-                "options": config.options.model_dump(mode="json", exclude_none=True),
-                "active_model": active,
-                "device": "0" if attempt.gpus else "cpu",
-                "time_limit_h": config.time_limit_h,
-            },
-            readable=("prepare",),
-            timeout_s=limits.max_job_h * 3600,
-        ).result
+        job = {
+            "task": "train_yolo11",
+            "attempt": attempt.claim.attempt,
+            "model": model,
+            "model_name": config.base_model,
+            "label_task": config.label_task,
+            "data": "prepare/data.yaml",
+            "options": config.options.model_dump(mode="json", exclude_none=True),
+            "active_model": active,
+            "device": "0" if attempt.gpus else "cpu",
+            "time_limit_h": config.time_limit_h,
+            "resume": resume,
+        }
+        trained = _train_as_memory_allows(attempt, config, job)
     with attempt.phase("evaluate"):
         best = _freeze(attempt)
         checked = _check(attempt, best, config, data["names"])
@@ -118,6 +120,33 @@ def _train(attempt: Attempt, config: TrainingConfig) -> dict[str, Any]:
     attempt.enter(ClaimState.PUBLISHING)
     with attempt.phase("upload"):
         return _publish(attempt, config, best, trained, data) | {"check": checked}
+
+
+def _train_as_memory_allows(attempt: Attempt, config: TrainingConfig, job: dict[str, Any]) -> dict[str, Any]:
+    """Run the train child; each time the GPU's memory is too small a fresh one goes on with less."""
+    until_s = time.monotonic() + attempt.services.settings.limits.max_job_h * 3600
+    asked_imgsz = config.options.imgsz
+    smallest = smallest_imgsz(asked_imgsz, may_shrink=config.allow_smaller_img_size)
+    rung = Rung(config.options.batch, asked_imgsz)
+    while True:
+        options = {**job["options"], "batch": rung.batch, "imgsz": rung.imgsz}
+        try:
+            return attempt.run_child(
+                checkpoints.CHILD,
+                {**job, "options": options},
+                readable=("prepare",),
+                timeout_s=max(0.0, until_s - time.monotonic()),
+            ).result
+        except OutOfGpuMemoryError as error:
+            lower = rung.reached(error.detail).below(smallest)
+            if lower is None:
+                raise
+            said = f"out of GPU memory: going on with batch {lower.batch} at {lower.imgsz} px"
+            logger.bind(job_id=attempt.offer.job_id).warning("{} ({})", said, error.message)
+            attempt.progress.update(batch_size=lower.batch, message=said)
+            rung = lower
+            # What an earlier attempt left is where this one began; its own is newer.
+            job = {**job, "resume": checkpoints.newest_file(attempt.workspace) or job["resume"]}
 
 
 def _fetch_data_set(attempt: Attempt, config: TrainingConfig) -> None:
@@ -281,7 +310,7 @@ def _publish(
             "versions": trained["versions"],
             "base_model": config.base_model,
         },
-        "attempts": [{"epochs": trained["epochs"], "batch_size": trained["effective"]["batch"]}],
+        "attempts": trained["attempts"],
     }
 
 

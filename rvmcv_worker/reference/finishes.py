@@ -53,6 +53,8 @@ def _hand_back(turn: Turn, job: Job, attempt: Attempt, report: wire.Finish) -> N
         first_s = timing.hand_back_delay_s if report.retry_after_s is None else report.retry_after_s
         earlier = [a for a in attempts_of(turn, job.job_id) if a.id != attempt.id and _was_put_off(a)]
         delay_s = min(first_s * 2.0 ** len(earlier), timing.hand_back_delay_limit_s)
+    if report.checkpoint is not None:
+        job.checkpoint = report.checkpoint.model_dump(exclude_none=True)
     job.status = JobStatus.QUEUED.value
     job.not_before = turn.now + delay_s
     job.offered_until = turn.now

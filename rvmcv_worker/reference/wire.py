@@ -161,6 +161,7 @@ class Finish(Request):
     error: Fault | None = None
     timings: dict[str, Any] | None = None
     retry_after_s: float | None = Field(None, ge=0)
+    checkpoint: Checkpoint | None = None
 
     @model_validator(mode="after")
     def _status_has_what_it_needs(self) -> Finish:
@@ -170,6 +171,8 @@ class Finish(Request):
             raise ValueError(f"a finish with status {self.status} needs an error")
         if self.retry_after_s is not None and self.status != "queued":
             raise ValueError("retry_after_s goes with status queued only")
+        if self.checkpoint is not None and self.status != "queued":
+            raise ValueError("a checkpoint goes with status queued only")
         return self
 
 

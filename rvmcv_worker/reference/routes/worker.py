@@ -17,7 +17,8 @@ from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.auth import AsWorker
 from rvmcv_worker.reference.limits import StrictJsonRequest
 from rvmcv_worker.reference.queue import Queue
-from rvmcv_worker.reference.services import InServices
+from rvmcv_worker.reference.services import InServices, Services
+from rvmcv_worker.reference.storage import ObjectMissingError
 
 
 class StrictJsonRoute(APIRoute):
@@ -82,11 +83,22 @@ def report_on_job(
 ) -> wire.Claimed | wire.Directive | wire.Accepted:
     """Claim a job, report progress, or report its end; repeated, each gets its first answer."""
     if isinstance(event, wire.Claim):
-        return services.queue.claim(event)
+        return _with_url(services.queue.claim(event), services)
     if isinstance(event, wire.ProgressReport):
         return services.queue.progress(event)
     services.models.require(event)
     return services.queue.finish(event)
+
+
+def _with_url(claimed: wire.Claimed, services: Services) -> wire.Claimed:
+    """Add a presigned URL of the checkpoint, for a worker that has no keys for storage."""
+    if claimed.resume is None or claimed.resume.path is None:
+        return claimed
+    with contextlib.suppress(ObjectMissingError):  # a path that is not of this storage
+        url = services.storage.presigned_get(claimed.resume.path, services.settings.timing.presigned_s)
+        resume = claimed.resume.model_copy(update={"url": url})
+        return claimed.model_copy(update={"resume": resume})
+    return claimed
 
 
 @router.post("/worker-status", response_model=wire.WorkerOrders)
