@@ -40,12 +40,14 @@ def harmless_text(text: str, max_length: int = MAX_LINE) -> str:
 class ChildLog:
     """A child's output as it comes; `file` holds it, up to `max_bytes`, and then the last lines.
 
+    What an earlier child of the same name has written stays before it.
+
     `each` is called with each line until the cap. Beyond it nothing is looked at but the end.
     """
 
     def __init__(self, file: Path, max_bytes: int, each: Callable[[str], None] | None = None) -> None:
-        self._file: BinaryIO = file.open("wb", buffering=0)
-        self._left_bytes = max_bytes
+        self._file: BinaryIO = file.open("ab", buffering=0)
+        self._left_bytes = max_bytes - self._file.tell()
         self._max_bytes = max_bytes
         self._each = each
         self._part = b""

@@ -74,9 +74,13 @@ class ProgressReporter:
             self._wake.notify()
 
     def update(self, **progress: Any) -> None:
-        """Take in what a child or the daemon knows anew; entries of `history` are kept until acknowledged."""
+        """Take in what a child or the daemon knows anew; entries of `history` are kept until acknowledged.
+
+        A child that goes on tells again what came before it: an epoch that is told anew takes the place of
+        its old entry and of those that followed, as it does at RVM-Server.
+        """
         with self._wake:
-            self._history += progress.pop("history", [])
+            self._history = merged(self._history, progress.pop("history", []))
             self._state.update(progress)
             self._dirty = True
             self._wake.notify()
@@ -136,8 +140,8 @@ class ProgressReporter:
         with self._sending:
             with self._wake:
                 self._seq += 1
-                seq, sent = self._seq, min(len(self._history), _EPOCHS_A_REPORT)
-                body = {**self._state, "history": self._history[:sent]} if sent else dict(self._state)
+                seq, sent = self._seq, self._history[:_EPOCHS_A_REPORT]
+                body = {**self._state, "history": sent} if sent else dict(self._state)
                 self._dirty = False
             try:
                 directive = self._controller.progress(self._job_id, self._lease_token, seq, progress_of(body))
@@ -147,14 +151,27 @@ class ProgressReporter:
                 return
             except RequestRejectedError:
                 with self._wake:
-                    del self._history[:sent]  # it would be refused again, and hold up what follows
+                    self._forget(sent)  # it would be refused again, and hold up what follows
                 raise
             except ControllerError:
                 with self._wake:
                     self._dirty = True
                 raise
             with self._wake:
-                del self._history[:sent]
+                self._forget(sent)
                 self._dirty = self._dirty or bool(self._history)
             if directive is Directive.CANCEL:
                 self._interrupt.request(StopReason.CANCELLED)
+
+    def _forget(self, sent: list[dict[str, Any]]) -> None:
+        gone = {id(entry) for entry in sent}
+        self._history = [entry for entry in self._history if id(entry) not in gone]
+
+
+def merged(waiting: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the epochs that wait, with `new` ones in the place of those from the same epoch on."""
+    epochs = [entry["epoch"] for entry in new if isinstance(entry.get("epoch"), int)]
+    if epochs:
+        first = min(epochs)
+        waiting = [e for e in waiting if not isinstance(e.get("epoch"), int) or e["epoch"] < first]
+    return [*waiting, *new]

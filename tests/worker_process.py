@@ -33,8 +33,10 @@ class WorkerProcess:
         sandbox: str = "auto",
         extra: dict[str, dict[str, object]] | None = None,
         environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "rvmcv_worker.cli"),
     ) -> None:
         self.environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(environment or {})}
+        self._program = program
         self.state_dir = directory / "state"
         self.log_file = directory / "worker.log"
         self.config_file = directory / "config.toml"
@@ -73,7 +75,7 @@ class WorkerProcess:
         """Start the daemon; it takes a moment until it polls."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rvmcv_worker.cli", "run", "--config", str(self.config_file)],
+                [sys.executable, *self._program, "run", "--config", str(self.config_file)],
                 stderr=log,
                 stdout=log,
                 env=self.environment,

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,9 @@ NAME = re.compile(r"checkpoint-(\d{1,9})\.tar")
 _KEPT = 2
 _STATE = "state.json"
 _MAX_STATE_BYTES = 1024 * 1024
+#: Epochs whose progress a checkpoint tells again, and how many of them in one message.
+HISTORY_EPOCHS = 100
+_EPOCHS_A_MESSAGE = 25
 
 
 class CheckpointError(Exception):
@@ -55,17 +58,27 @@ class State(BaseModel):
     ended_by: Literal["epochs", "patience", "time_limit"] | None = None
     runs: Annotated[list[Run], Field(max_length=10_000)] = []
     trained_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    #: What progress told of the last epochs: RVM-Server may not have heard of them when their attempt ended.
+    history: Annotated[list[dict[str, Any]], Field(max_length=HISTORY_EPOCHS)] = []
 
-    def after(self, run: Run, *, trained_s: float, ended_by: str | None) -> State:
-        """Return the state after one more run, which began at this one."""
+    def after(
+        self, run: Run, history: list[dict[str, Any]], *, trained_s: float, ended_by: str | None
+    ) -> State:
+        """Return the state after one more run, which began at this one and told `history`."""
         return State.model_validate(
             {
                 "epochs": self.epochs + run.epochs,
                 "ended_by": ended_by,
                 "runs": [*self.runs, run],
                 "trained_s": self.trained_s + trained_s,
+                "history": [*self.history, *history][-HISTORY_EPOCHS:],
             }
         )
+
+    def history_again(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the history in pieces that fit into a message each."""
+        for start in range(0, len(self.history), _EPOCHS_A_MESSAGE):
+            yield self.history[start : start + _EPOCHS_A_MESSAGE]
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return the runs as a result lists them."""
@@ -75,7 +88,7 @@ class State(BaseModel):
 def write(directory: Path, state: State, files: Mapping[str, Path]) -> None:
     """Write `checkpoint-<epochs>.tar` of `state` and `files` (name in the tar -> where it lies now)."""
     part = directory / "checkpoint.part"
-    text = json.dumps(state.model_dump(mode="json")).encode()
+    text = json.dumps(framing.finite(state.model_dump(mode="json")), allow_nan=False).encode()
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as archive:
         archive.addfile(_entry(_STATE, len(text)), io.BytesIO(text))
         for name, path in files.items():

@@ -2,9 +2,12 @@
 
     {"task": "stub", "steps": 5, "step_s": 0.01, "then": "complete", "payload_bytes": 4096}
 
-`then` is a name of `ENDINGS`. Those that eat or flood stop at ``at_most_bytes`` and then complete, so that
-a limit that does not work shows as a job that completes. With ``ranks`` it runs in so many processes, and
-``rank_then`` gives some of them an ending of their own, as in ``{"1": "segfault"}``.
+With ``"checkpoint_steps": n`` it leaves a checkpoint after every n steps, after the last, and when it is
+stopped, and goes on from that of an earlier attempt. With ``ranks`` it runs in so many processes.
+
+`then` is a name of `ENDINGS`, followed in every attempt or only in that of number ``then_in``; ``rank_then``
+gives some ranks an ending of their own, as in ``{"1": "segfault"}``. Those that eat or flood stop at
+``at_most_bytes`` and then complete, so that a limit that does not work shows as a job that completes.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from rvmcv_worker import errors
-from rvmcv_worker.compute import ranks
-from rvmcv_worker.compute.child import Child
+from rvmcv_worker.compute import checkpoint_file, ranks
+from rvmcv_worker.compute.checkpoint_file import CheckpointError, Run, State
+from rvmcv_worker.compute.child import Child, StopRequestedError
 
 _CHUNK_BYTES = 16 * 1024 * 1024
 
@@ -31,23 +35,42 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     if job.get("ranks", 1) > 1 and child.rank is None:
         return ranks.launch(int(job["ranks"]), child)
     steps, step_s = int(job.get("steps", 5)), float(job.get("step_s", 0.01))
+    attempt = int(job.get("attempt", 1))
     then = job.get("rank_then", {}).get(str(child.rank), job.get("then", "complete"))
     ending = ENDINGS.get(then)
     if ending is None:
         raise errors.InvalidJobError(f"then = {then!r} is not one of {', '.join(sorted(ENDINGS))}")
-    child.report(phase="train", fraction=0.0, epoch=0, epochs=steps)
-    for step in range(1, steps + 1):
+    if job.get("then_in", attempt) != attempt:
+        ending = _complete
+    state = left_off = _left_off(job, child)
+    every = 0 if child.rank else int(job.get("checkpoint_steps", 0))  # rank 0 speaks for all
+    child.report(phase="train", fraction=state.epochs / max(steps, 1), epoch=state.epochs, epochs=steps)
+    for entries in left_off.history_again():
+        child.report(phase="train", history=entries)
+    told: list[dict[str, Any]] = []
+    for step in range(left_off.epochs + 1, steps + 1):
         child.stop_requested.wait(step_s)
-        child.check_stop()
+        try:
+            child.check_stop()
+        except StopRequestedError:
+            if every and state is not left_off:
+                _leave(child, state)
+            raise
         loss = round(1 / step, 5)
+        told.append({"epoch": step, "epochs": steps, "losses": {"box_loss": loss}, "epoch_s": step_s})
         child.report(
             phase="train",
             fraction=step / steps,
             epoch=step,
             epochs=steps,
             losses={"box_loss": loss},
-            history=[{"epoch": step, "epochs": steps, "losses": {"box_loss": loss}, "epoch_s": step_s}],
+            history=told[-1:],
         )
+        run = Run(attempt=attempt, epochs=step - left_off.epochs)
+        ended_by = "epochs" if step == steps else None
+        state = left_off.after(run, told, trained_s=step_s * run.epochs, ended_by=ended_by)
+        if every and (step % every == 0 or ended_by):
+            _leave(child, state)
     model = str(job.get("model", "model.bin"))
     (child.directory / model).write_bytes(payload(int(job.get("payload_bytes", 4096))))
     ending(job, child)
@@ -58,8 +81,24 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         "effective": {"steps": steps, "step_s": step_s},
         "versions": {},
         "epochs": steps,
+        "attempts": state.attempts(),
         "ended_by": "epochs",
     }
+
+
+def _left_off(job: dict[str, Any], child: Child) -> State:
+    if job.get("resume"):
+        try:
+            return checkpoint_file.unpack(child.root / job["resume"], child.directory, frozenset())
+        except CheckpointError as error:
+            sys.stdout.write(f"the checkpoint cannot be used, the job starts from the beginning: {error}\n")
+    checkpoint_file.discard(child.directory)
+    return State()
+
+
+def _leave(child: Child, state: State) -> None:
+    checkpoint_file.write(child.directory, state, {})
+    child.report(checkpoint={"epoch": state.epochs})
 
 
 def payload(size_bytes: int) -> bytes:
@@ -124,6 +163,19 @@ def _huge_progress(_job: dict[str, Any], child: Child) -> None:
 def _deep_progress(_job: dict[str, Any], child: Child) -> None:
     text = b"[" * 30_000 + b"]" * 30_000
     os.write(child.progress_fd, len(text).to_bytes(4, "big") + text)
+
+
+def _foreign_checkpoint(_job: dict[str, Any], child: Child) -> None:
+    """Name somebody else's object as its checkpoint."""
+    child.report(checkpoint={"path": "s3://datasets/secret.zip", "sha256": "0" * 64, "epoch": 1})
+
+
+def _link_checkpoint(job: dict[str, Any], child: Child) -> None:
+    """Put a link where its newest checkpoint belongs, and crash."""
+    path = child.directory / "checkpoint-999.tar"
+    path.symlink_to(str(job.get("target", "/etc/passwd")))
+    child.report(checkpoint={"epoch": 999})
+    os._exit(3)
 
 
 def _flood_progress(job: dict[str, Any], child: Child) -> None:
@@ -217,6 +269,8 @@ ENDINGS: dict[str, Callable[[dict[str, Any], Child], None]] = {
     "garbage_progress": _garbage_progress,
     "huge_progress": _huge_progress,
     "deep_progress": _deep_progress,
+    "foreign_checkpoint": _foreign_checkpoint,
+    "link_checkpoint": _link_checkpoint,
     "flood_progress": _flood_progress,
     "flood_log": _flood_log,
     "eat_memory": _eat_memory,

@@ -41,9 +41,11 @@ class TrainingCheckpoints:
         self._written = True
         self._next_s = time.monotonic()
 
-    def on_model_save(self, trainer: Any) -> None:
-        """Note what Ultralytics has just saved, and keep it when it is time to."""
-        epochs = trainer.epoch + 1
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        """Note an epoch that Ultralytics has saved and progress has told, and keep it when it is time to."""
+        epochs = self._progress.epochs_done
+        if epochs == self.state.epochs:  # the evaluation of best.pt, after the last
+            return
         run = Run(
             attempt=self._attempt,
             epochs=epochs - self._earlier.epochs,
@@ -51,7 +53,9 @@ class TrainingCheckpoints:
             img_size=trainer.args.imgsz,
         )
         ended_by = self._progress.ended_by(epochs) if trainer.stop else None
-        self.state = self._earlier.after(run, trained_s=self._progress.elapsed_s, ended_by=ended_by)
+        self.state = self._earlier.after(
+            run, self._progress.history, trained_s=self._progress.elapsed_s, ended_by=ended_by
+        )
         self._written = False
         # At the end `last.pt` loses what it takes to go on.
         if trainer.stop or time.monotonic() >= self._next_s:

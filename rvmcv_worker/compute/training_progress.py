@@ -28,6 +28,8 @@ class TrainingProgress:
         self.started = False
         #: As it is now: Ultralytics halves it by itself when the first epoch does not fit into the GPU.
         self.batch_size: int | None = None
+        #: What was told of each epoch of this child.
+        self.history: list[dict[str, Any]] = []
         self._earlier = earlier
         self._hit_time_limit = False
         self._child = child
@@ -54,6 +56,8 @@ class TrainingProgress:
         """Say where the training begins."""
         done = self.epochs_done
         self._report(epoch=done, message=f"going on after epoch {done}" if done else "reading the labels")
+        for entries in self._earlier.history_again():
+            self._report(history=entries)
 
     def attach(self, yolo: Any) -> None:
         """Listen to what `yolo` does from now on, trainings and validations.
@@ -129,6 +133,7 @@ class TrainingProgress:
             "epoch_s": round(trainer.epoch_time, 3),
             "eta_s": 0.0 if trainer.stop else self._eta_s(),
         }
+        self.history.append(entry)
         told = {key: entry[key] for key in ("epoch", "losses", "metrics", "eta_s")}
         self._report(batch_size=trainer.batch_size, history=[entry], **told)
 

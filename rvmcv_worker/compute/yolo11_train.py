@@ -103,7 +103,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     progress = TrainingProgress(child, args.epochs, time_limit_h, earlier)
     progress.attach(yolo)
     kept = TrainingCheckpoints(child, output, progress, earlier, attempt=job.get("attempt", 1))
-    yolo.add_callback("on_model_save", kept.on_model_save)
+    yolo.add_callback("on_fit_epoch_end", kept.on_fit_epoch_end)  # after that of progress
     progress.begin()
 
     # The training, unless an earlier child came to its end; then what it is worth.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rvmcv_worker.checkpoints import CHILD
 from rvmcv_worker.errors import InvalidJobError
 from rvmcv_worker.jobs.training_config import gpus_wanted
 from rvmcv_worker.ledger import ClaimState
@@ -57,11 +58,14 @@ class Stub:
 
     def run(self, attempt: Attempt, config: StubConfig) -> dict[str, Any]:
         """Run the child and publish the file that it made, as a training publishes its model."""
+        with attempt.phase("download"):
+            resume = attempt.fetch_checkpoint()
         attempt.enter(ClaimState.RUNNING)
         with attempt.phase("train"):
-            job = {"task": "stub", **config.model_dump(exclude={"timeout_s"})}
-            end = attempt.run_child("train", job, timeout_s=config.timeout_s)
-        model = attempt.workspace.read_back("train", "model.bin", max_bytes=_MAX_MODEL_BYTES)
+            given = config.model_dump(exclude={"timeout_s"})
+            job = {"task": "stub", **given, "attempt": attempt.claim.attempt, "resume": resume}
+            end = attempt.run_child(CHILD, job, timeout_s=config.timeout_s)
+        model = attempt.workspace.read_back(CHILD, "model.bin", max_bytes=_MAX_MODEL_BYTES)
         attempt.progress.confirm("upload")
         attempt.enter(ClaimState.PUBLISHING)
         if model is None or not attempt.services.storage.can_store:

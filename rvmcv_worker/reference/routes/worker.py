@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
@@ -18,7 +19,6 @@ from rvmcv_worker.reference.auth import AsWorker
 from rvmcv_worker.reference.limits import StrictJsonRequest
 from rvmcv_worker.reference.queue import Queue
 from rvmcv_worker.reference.services import InServices, Services
-from rvmcv_worker.reference.storage import ObjectMissingError
 
 
 class StrictJsonRoute(APIRoute):
@@ -83,22 +83,23 @@ def report_on_job(
 ) -> wire.Claimed | wire.Directive | wire.Accepted:
     """Claim a job, report progress, or report its end; repeated, each gets its first answer."""
     if isinstance(event, wire.Claim):
-        return _with_url(services.queue.claim(event), services)
+        return _with_url(services.queue.claim(event), event.job_id, services)
     if isinstance(event, wire.ProgressReport):
         return services.queue.progress(event)
     services.models.require(event)
     return services.queue.finish(event)
 
 
-def _with_url(claimed: wire.Claimed, services: Services) -> wire.Claimed:
-    """Add a presigned URL of the checkpoint, for a worker that has no keys for storage."""
-    if claimed.resume is None or claimed.resume.path is None:
+def _with_url(claimed: wire.Claimed, job_id: str, services: Services) -> wire.Claimed:
+    """Add a presigned URL of a checkpoint that came by `job-uploads`: its worker may have no keys.
+
+    Of no other object: a worker names the path.
+    """
+    resume = claimed.resume
+    if resume is None or not (resume.path or "").startswith(f"s3://artifacts/{quote(job_id, safe='')}/"):
         return claimed
-    with contextlib.suppress(ObjectMissingError):  # a path that is not of this storage
-        url = services.storage.presigned_get(claimed.resume.path, services.settings.timing.presigned_s)
-        resume = claimed.resume.model_copy(update={"url": url})
-        return claimed.model_copy(update={"resume": resume})
-    return claimed
+    url = services.storage.presigned_get(str(resume.path), services.settings.timing.presigned_s)
+    return claimed.model_copy(update={"resume": resume.model_copy(update={"url": url})})
 
 
 @router.post("/worker-status", response_model=wire.WorkerOrders)
