@@ -37,7 +37,7 @@ _IN_TURN = ("checkpoint-0.tar", "checkpoint-1.tar")
 #: The object at the end of an attempt, or of its daemon.
 _LAST = "checkpoint-last.tar"
 #: Seconds for the last checkpoint to get into storage; a stop of the worker waits for it.
-_LAST_S = 15.0
+_LAST_S = 12.0
 #: A checkpoint holds the weights, the optimizer's two values for each of them, and the best model.
 _MODELS_A_CHECKPOINT = 5
 _MB = 1024**2

@@ -19,6 +19,9 @@ from rvmcv_worker.process_tree import kill_marked
 from rvmcv_worker.protocol import to_wire
 from rvmcv_worker.workspace import Workspace
 
+#: How long the hand-backs, with their checkpoints, may take to be RVM-Server's first word of this daemon.
+_DELIVER_S = 2.0
+
 
 def clear(services: Services) -> None:
     """End what still runs of the daemon before, and wipe every workspace that no claim needs any more."""
@@ -52,6 +55,7 @@ class Settlement(threading.Thread):
             if condition.stopping.is_set():
                 return
         condition.recover("settlement")
+        self._services.outbox.flush(_DELIVER_S)
         condition.settled.set()
 
     def _settle(self, row: ClaimRow) -> None:

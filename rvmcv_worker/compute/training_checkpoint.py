@@ -21,7 +21,7 @@ from rvmcv_worker.compute.training_progress import TrainingProgress
 
 _FILES = frozenset({"last.pt", "best.pt", "results.csv"})
 #: Most of a training's time that may go into its checkpoints.
-_SHARE = 0.05
+_SHARE = 0.03
 #: Settings that Ultralytics finds out at the start of a training (`optimizer=auto`) and needs again.
 _FOUND_OUT = ("optimizer", "lr0", "warmup_bias_lr")
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
+import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,10 +149,11 @@ def test_each_epoch_is_told_once_and_in_order(trained: Trained) -> None:
         assert entry["lr"] > 0
         assert entry["epoch_s"] > 0
     assert trained.history[-1]["eta_s"] == 0
-    fractions = [message["fraction"] for message in trained.child.received]
+    told = [message for message in trained.child.received if "checkpoint" not in message]
+    fractions = [message["fraction"] for message in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
-    phases = [message["phase"] for message in trained.child.received]
+    phases = [message["phase"] for message in told]
     assert phases == sorted(phases, key=["train", "evaluate"].index)
     assert set(phases) == {"train", "evaluate"}
     assert (trained.result["epochs"], trained.result["ended_by"]) == (2, "epochs")
@@ -279,7 +283,7 @@ def test_a_stop_ends_a_training_within_a_batch(tmp_path: Path) -> None:
     draw(tmp_path / "prepare", polygons=True, edge_px=320)
     child = training(tmp_path, "segment", epochs=50, imgsz=320, batch=2)
     for message in child.messages():
-        if message["fraction"] > 0:
+        if message.get("fraction", 0) > 0:
             child.process.send_signal(signal.SIGTERM)
 
     assert child.result() == {"ok": False, "stopped": True}
@@ -288,8 +292,91 @@ def test_a_stop_ends_a_training_within_a_batch(tmp_path: Path) -> None:
     assert not (child.directory / "best.pt").exists()
 
 
+#: Makes the `last.pt` of a checkpoint say that the best epoch was better than any that follows.
+BETTER = """
+import io, sys, tarfile
+import torch, ultralytics.nn.tasks
+parts = {}
+with tarfile.open(sys.argv[1]) as archive:
+    for entry in archive:
+        parts[entry.name] = archive.extractfile(entry).read()
+last = torch.load(io.BytesIO(parts["last.pt"]), weights_only=False)
+last["best_fitness"] = last["stopper"]["best_fitness"] = 0.99
+buffer = io.BytesIO()
+torch.save(last, buffer)
+parts["last.pt"] = buffer.getvalue()
+with tarfile.open(sys.argv[2], "w") as archive:
+    for name, content in parts.items():
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+"""
+
+
+def test_a_training_that_goes_on_keeps_the_best_of_before(tmp_path: Path) -> None:
+    draw(tmp_path / "prepare")
+    (tmp_path / "in").mkdir()
+    child = training(tmp_path, epochs=3)
+    for message in child.messages():
+        if message.get("history") and message["epoch"] == 1:
+            child.process.send_signal(signal.SIGTERM)
+    assert child.result() == {"ok": False, "stopped": True}
+    (file,) = child.directory.glob("checkpoint-*.tar")
+    subprocess.run(
+        [sys.executable, "-c", BETTER, file, tmp_path / "in" / "checkpoint.tar"],
+        check=True,
+        env={"PATH": os.environ["PATH"], "YOLO_CONFIG_DIR": str(child.directory / ".config")},
+    )
+    with tarfile.open(file) as archive:
+        archive.extract("best.pt", tmp_path, filter="data")
+    shutil.rmtree(child.directory)
+    child = training(tmp_path, resume="in/checkpoint.tar", epochs=3)
+    result = child.finish()["result"]
+
+    assert [run["epochs"] for run in result["attempts"]] == [1, 2]
+    assert [entry["epoch"] for message in child.received for entry in message.get("history", [])] == [1, 2, 3]
+    assert tensors(child.directory / "best.pt") == tensors(tmp_path / "best.pt")
+    assert [row["epoch"] for row in rows(child.directory / "results.csv")] == [1, 2, 3]
+
+
+class _Evil:
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+        return os.mkdir, (self.marker, 0o700)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
+    draw(tmp_path / "prepare", images={"train": 8, "val": 2})
+    marker = tmp_path / "it-ran"
+    (tmp_path / "in").mkdir()
+    pickle.loads(pickle.dumps(_Evil(str(marker))))
+    marker.rmdir()  # the attack works without the defence
+    evil = io.BytesIO()
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("last/data.pkl", pickle.dumps(_Evil(str(marker)), protocol=2))
+        archive.writestr("last/version", "3")
+    with tarfile.open(tmp_path / "in" / "checkpoint.tar", "w") as archive:
+        for name, content in (("state.json", b'{"epochs": 1}'), ("last.pt", evil.getvalue())):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    child = training(tmp_path, resume="in/checkpoint.tar")
+    result = child.finish()["result"]
+
+    assert [run["epochs"] for run in result["attempts"]] == [1]
+    assert not marker.exists()
+    assert "the training starts from the beginning: last.pt would run code" in child.log_file.read_text()
+
+
 def training(
-    root: Path, label_task: str = "detect", *, model: str | None = None, **options: Any
+    root: Path,
+    label_task: str = "detect",
+    *,
+    model: str | None = None,
+    resume: str | None = None,
+    **options: Any,
 ) -> ComputeChild:
     """Start a training on the data set in `root`."""
     job = {
@@ -300,6 +387,7 @@ def training(
         "options": {"epochs": 1, "imgsz": 64, "batch": 8, **options},
         "active_model": None,
         "device": "cpu",
+        "resume": resume,
     }
     return ComputeChild(root, "train", job)
 
@@ -349,4 +437,4 @@ def test_a_data_set_without_labels_is_the_data_sets_fault(finished: dict[str, Co
 
     assert answer["error"]["code"] == "dataset_invalid"
     assert str(finished["no labels"].directory.parent) not in answer["error"]["message"]
-    assert answer["detail"] == {"files": [], "epochs": 0}
+    assert answer["detail"] == {"files": [], "epochs": 0, "batch": 8, "imgsz": 64}
