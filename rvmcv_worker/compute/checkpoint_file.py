@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,7 +62,7 @@ class State(BaseModel):
     history: Annotated[list[dict[str, Any]], Field(max_length=HISTORY_EPOCHS)] = []
 
     def after(
-        self, run: Run, history: list[dict[str, Any]], *, trained_s: float, ended_by: str | None
+        self, run: Run, history: Iterable[dict[str, Any]], *, trained_s: float, ended_by: str | None
     ) -> State:
         """Return the state after one more run, which began at this one and told `history`."""
         return State.model_validate(

@@ -18,13 +18,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rvmcv_worker import errors
 from rvmcv_worker.compute import checkpoint_file, ranks
-from rvmcv_worker.compute.checkpoint_file import CheckpointError, Run, State
+from rvmcv_worker.compute.checkpoint_file import HISTORY_EPOCHS, CheckpointError, Run, State
 from rvmcv_worker.compute.child import Child, StopRequestedError
 
 _CHUNK_BYTES = 16 * 1024 * 1024
@@ -47,7 +48,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     child.report(phase="train", fraction=state.epochs / max(steps, 1), epoch=state.epochs, epochs=steps)
     for entries in left_off.history_again():
         child.report(phase="train", history=entries)
-    told: list[dict[str, Any]] = []
+    told: deque[dict[str, Any]] = deque(maxlen=HISTORY_EPOCHS)
     for step in range(left_off.epochs + 1, steps + 1):
         child.stop_requested.wait(step_s)
         try:
@@ -64,7 +65,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
             epoch=step,
             epochs=steps,
             losses={"box_loss": loss},
-            history=told[-1:],
+            history=[told[-1]],
         )
         run = Run(attempt=attempt, epochs=step - left_off.epochs)
         ended_by = "epochs" if step == steps else None
@@ -92,7 +93,8 @@ def _left_off(job: dict[str, Any], child: Child) -> State:
             return checkpoint_file.unpack(child.root / job["resume"], child.directory, frozenset())
         except CheckpointError as error:
             sys.stdout.write(f"the checkpoint cannot be used, the job starts from the beginning: {error}\n")
-    checkpoint_file.discard(child.directory)
+    if not child.rank:
+        checkpoint_file.discard(child.directory)
     return State()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from rvmcv_worker.compute.checkpoint_file import State
+from rvmcv_worker.compute.checkpoint_file import HISTORY_EPOCHS, State
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.compute.training_figures import box_and_mask
 
@@ -28,8 +29,8 @@ class TrainingProgress:
         self.started = False
         #: As it is now: Ultralytics halves it by itself when the first epoch does not fit into the GPU.
         self.batch_size: int | None = None
-        #: What was told of each epoch of this child.
-        self.history: list[dict[str, Any]] = []
+        #: What was told of this child's last epochs.
+        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY_EPOCHS)
         self._earlier = earlier
         self._hit_time_limit = False
         self._child = child
