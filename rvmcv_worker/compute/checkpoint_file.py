@@ -13,14 +13,14 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from rvmcv_worker import framing
 
-Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+#: Why a training can be over.
+ENDS = ("epochs", "patience", "time_limit")
 
 #: The names that the daemon looks for; the number is how many epochs are done.
 NAME = re.compile(r"checkpoint-(\d{1,9})\.tar")
@@ -37,58 +37,79 @@ class CheckpointError(Exception):
     """A file that is no checkpoint to go on from; the message says why."""
 
 
-class Run(BaseModel):
+@dataclass(frozen=True)
+class Run:
     """What one child trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    attempt: Count
-    epochs: Count
-    batch_size: Count | None = None
-    img_size: Count | None = None
+    attempt: int
+    epochs: int
+    batch_size: int | None = None
+    img_size: int | None = None
 
 
-class State(BaseModel):
+@dataclass(frozen=True)
+class State:
     """How far a training is, over all its attempts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    epochs: Count = 0
-    #: Why the training is over; None while there are epochs left.
-    ended_by: Literal["epochs", "patience", "time_limit"] | None = None
-    runs: Annotated[list[Run], Field(max_length=10_000)] = []
-    trained_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    epochs: int = 0
+    #: One of `ENDS` when the training is over; None while there are epochs left.
+    ended_by: str | None = None
+    runs: tuple[Run, ...] = ()
+    trained_s: float = 0.0
     #: What progress told of the last epochs: RVM-Server may not have heard of them when their attempt ended.
-    history: Annotated[list[dict[str, Any]], Field(max_length=HISTORY_EPOCHS)] = []
+    history: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, found: dict[str, Any]) -> State:
+        """Return the state that `found`, a stranger's JSON, holds; raises `CheckpointError`."""
+        try:
+            state = cls(
+                **{
+                    **found,
+                    "runs": tuple(Run(**run) for run in found["runs"]),
+                    "history": tuple(found["history"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"its {_STATE} cannot be read: {error}") from None
+        numbers = [number for run in state.runs for number in vars(run).values() if number is not None]
+        if not (
+            all(type(number) is int and number >= 0 for number in (state.epochs, *numbers))
+            and state.ended_by in {None, *ENDS}
+            and isinstance(state.trained_s, (int, float))
+            and state.trained_s >= 0
+            and len(state.history) <= HISTORY_EPOCHS
+            and all(isinstance(entry, dict) for entry in state.history)
+        ):
+            raise CheckpointError(f"its {_STATE} holds what no training says")
+        return state
 
     def after(
         self, run: Run, history: Iterable[dict[str, Any]], *, trained_s: float, ended_by: str | None
     ) -> State:
         """Return the state after one more run, which began at this one and told `history`."""
-        return State.model_validate(
-            {
-                "epochs": self.epochs + run.epochs,
-                "ended_by": ended_by,
-                "runs": [*self.runs, run],
-                "trained_s": self.trained_s + trained_s,
-                "history": [*self.history, *history][-HISTORY_EPOCHS:],
-            }
+        return State(
+            epochs=self.epochs + run.epochs,
+            ended_by=ended_by,
+            runs=(*self.runs, run),
+            trained_s=self.trained_s + trained_s,
+            history=(*self.history, *history)[-HISTORY_EPOCHS:],
         )
 
-    def history_again(self) -> Iterator[list[dict[str, Any]]]:
+    def history_again(self) -> Iterator[tuple[dict[str, Any], ...]]:
         """Yield the history in pieces that fit into a message each."""
         for start in range(0, len(self.history), _EPOCHS_A_MESSAGE):
             yield self.history[start : start + _EPOCHS_A_MESSAGE]
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return the runs as a result lists them."""
-        return [run.model_dump(exclude_none=True) for run in self.runs]
+        return [{key: value for key, value in asdict(run).items() if value is not None} for run in self.runs]
 
 
 def write(directory: Path, state: State, files: Mapping[str, Path]) -> None:
     """Write `checkpoint-<epochs>.tar` of `state` and `files` (name in the tar -> where it lies now)."""
     part = directory / "checkpoint.part"
-    text = json.dumps(framing.finite(state.model_dump(mode="json")), allow_nan=False).encode()
+    text = json.dumps(framing.finite(asdict(state)), allow_nan=False).encode()
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as archive:
         archive.addfile(_entry(_STATE, len(text)), io.BytesIO(text))
         for name, path in files.items():
@@ -129,12 +150,12 @@ def unpack(path: Path, into: Path, names: frozenset[str]) -> State:
                 source = archive.extractfile(entry)
                 assert source is not None  # a regular file has content
                 if entry.name == _STATE:
-                    state = State.model_validate(framing.parse_object(source.read(_MAX_STATE_BYTES)))
+                    state = State.parse(framing.parse_object(source.read(_MAX_STATE_BYTES)))
                 else:
                     with (into / entry.name).open("xb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
-    except (tarfile.TarError, framing.FramingError, ValidationError, EOFError, OSError) as error:
-        raise CheckpointError(f"it cannot be read: {str(error).splitlines()[0]}") from None
+    except (tarfile.TarError, framing.FramingError, EOFError, OSError) as error:
+        raise CheckpointError(f"it cannot be read: {error}") from None
     if state is None:
         raise CheckpointError(f"it has no {_STATE}")
     return state

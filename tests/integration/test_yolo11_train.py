@@ -358,7 +358,8 @@ def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
         archive.writestr("last/data.pkl", pickle.dumps(_Evil(str(marker)), protocol=2))
         archive.writestr("last/version", "3")
     with tarfile.open(tmp_path / "in" / "checkpoint.tar", "w") as archive:
-        for name, content in (("state.json", b'{"epochs": 1}'), ("last.pt", evil.getvalue())):
+        state = b'{"epochs": 1, "runs": [], "history": []}'
+        for name, content in (("state.json", state), ("last.pt", evil.getvalue())):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))

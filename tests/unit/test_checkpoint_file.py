@@ -59,7 +59,13 @@ def _link(name: str) -> tarfile.TarInfo:
     return entry
 
 
-GOOD = (tarfile.TarInfo("state.json"), json.dumps({"epochs": 1}).encode())
+def _says(**state: object) -> tuple[tarfile.TarInfo, bytes]:
+    return tarfile.TarInfo("state.json"), json.dumps(
+        {"epochs": 1, "runs": [], "history": [], **state}
+    ).encode()
+
+
+GOOD = _says()
 
 
 @pytest.mark.parametrize(
@@ -72,8 +78,16 @@ GOOD = (tarfile.TarInfo("state.json"), json.dumps({"epochs": 1}).encode())
         ([GOOD, (_link("last.pt"), b"")], "not a plain file"),
         ([(_link("state.json"), b"")], "not a plain file"),
         ([(tarfile.TarInfo("state.json"), b"[" * 100_000)], "cannot be read"),
-        ([(tarfile.TarInfo("state.json"), b'{"epochs": -1}')], "cannot be read"),
-        ([(tarfile.TarInfo("state.json"), b'{"epochs": 1, "other": 1}')], "cannot be read"),
+        ([_says(epochs=-1)], "no training says"),
+        ([_says(epochs="1")], "no training says"),
+        ([_says(runs=[{"attempt": 1, "epochs": 1.5}])], "no training says"),
+        ([_says(ended_by="rm -rf")], "no training says"),
+        ([_says(trained_s=None)], "no training says"),
+        ([_says(history=[1])], "no training says"),
+        ([_says(history=[{}] * 101)], "no training says"),
+        ([_says(runs=[3])], "cannot be read"),
+        ([_says(other=1)], "cannot be read"),
+        ([(tarfile.TarInfo("state.json"), b"{}")], "cannot be read"),
     ],
 )
 def test_anything_else_is_refused_and_nothing_lies_outside(

@@ -134,12 +134,26 @@ def test_a_text_keeps_its_lines() -> None:
 def test_a_log_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
     text = b"first\n\n50%\r100%\nlast without an end"
     for step in (1, 3, 100):
-        log = ChildLog(tmp_path / "log", 1000)
+        log = ChildLog(tmp_path / f"log{step}", 1000)
         for start in range(0, len(text), step):
             log.feed(text[start : start + step])
         log.close()
         assert log.tail == "first\n\n100%\nlast without an end"
-        assert (tmp_path / "log").read_text() == log.tail + "\n"
+        assert (tmp_path / f"log{step}").read_text() == log.tail + "\n"
+
+
+def test_a_log_goes_on_after_that_of_an_earlier_child_under_one_cap(tmp_path: Path) -> None:
+    for text in (b"first child\n", b"second child\n", b"x" * 200 + b"\nthe end\n"):
+        log = ChildLog(tmp_path / "log", 100)
+        log.feed(text)
+        log.close()
+    shown = (tmp_path / "log").read_text()
+    assert shown.startswith("first child\nsecond child\nxxx")
+    assert len(shown.partition("\n… cut")[0]) <= 100
+    log = ChildLog(tmp_path / "log", 100)
+    log.feed(b"nothing fits any more\nbut the end\n")
+    log.close()
+    assert (tmp_path / "log").read_text().endswith("the last lines:\nnothing fits any more\nbut the end\n")
 
 
 def test_a_line_without_end_is_shown_in_pieces(tmp_path: Path) -> None:
