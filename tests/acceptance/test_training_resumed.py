@@ -81,7 +81,7 @@ def test_the_stored_checkpoint_tells_nothing_of_where_it_was_made(
     tmp_path: Path, shared_server: ReferenceServer, job: dict[str, Any]
 ) -> None:
     content = shared_server.read_object(job["checkpoint"]["path"])
-    assert job["checkpoint"]["path"].endswith("/attempt-2/checkpoint-last.tar")
+    assert "/attempt-2/checkpoint-" in job["checkpoint"]["path"]
     assert job["checkpoint"]["epoch"] == EPOCHS
     for trace in (b"/job/", str(Path.home()).encode() + b"/", str(tmp_path.parents[1]).encode(), b"worker-"):
         assert trace not in content
