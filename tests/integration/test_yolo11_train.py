@@ -233,21 +233,18 @@ def real(tmp_path: Path, shared: Path) -> Path:
 
 
 def test_a_time_limit_ends_a_training_as_a_good_one(real: Path) -> None:
-    child = ComputeChild(
-        real,
-        "train",
-        {
-            "task": "train_yolo11",
-            "model": "in/base.pt",
-            "model_name": "pet_v1",
-            "label_task": "detect",
-            "data": "prepare/data.yaml",
-            "options": {"epochs": 50, "imgsz": 160, "batch": 8},
-            "active_model": "in/active.pt",
-            "device": "cpu",
-            "time_limit_h": 1e-6,
-        },
-    )
+    job = {
+        "task": "train_yolo11",
+        "model": "in/base.pt",
+        "model_name": "pet_v1",
+        "label_task": "detect",
+        "data": "prepare/data.yaml",
+        "options": {"epochs": 50, "imgsz": 160, "batch": 8},
+        "active_model": "in/active.pt",
+        "device": "cpu",
+        "time_limit_h": 1e-6,
+    }
+    child = ComputeChild(real, "train", job)
     result = child.finish()["result"]
 
     assert (result["ended_by"], result["epochs"]) == ("time_limit", 1)
@@ -257,6 +254,13 @@ def test_a_time_limit_ends_a_training_as_a_good_one(real: Path) -> None:
     active = result["metrics"]["active"]
     assert active["mAP50"] == pytest.approx(0.880, abs=0.01)
     assert active["per_class"]["PET"]["instances"] == 26
+
+    # Gone on from after its end, it is only measured: in the same way.
+    again = ComputeChild(real, "train", {**job, "resume": "train/checkpoint-1.tar", "attempt": 2})
+    measured = again.finish()["result"]
+    for key in ("metrics", "effective", "epochs", "ended_by", "attempts"):
+        assert measured[key] == result[key], key
+    assert [message["phase"] for message in again.received if message.get("history")] == ["train"]
 
 
 def test_a_training_whose_losses_are_not_numbers_is_the_jobs_fault(real: Path) -> None:
