@@ -58,6 +58,18 @@ class Runner:
         """Run the stub job; keys of `job` that are the spec's go there."""
         return self._run({"task": "stub", "steps": 2, "then": then, **job}, CHILD, on_progress)
 
+    def child(
+        self, job: dict[str, Any], *, on_progress: Callable[[dict[str, Any]], None] | None = None, **spec: Any
+    ) -> ChildEnd:
+        """Run any job; keys of `job` that are the spec's go there."""
+        return self._run({**job, **spec}, CHILD, on_progress)
+
+    def start_over(self) -> None:
+        """Forget what was told and wished, as for another attempt."""
+        self.interrupt.close()
+        self.interrupt = Interrupt()
+        self.progress.clear()
+
     def script(self, body: str, **job: Any) -> dict[str, Any]:
         """Run a script in a child's place and return its answer."""
         return self.run_script(body, **job).result

@@ -85,7 +85,7 @@ def run_task(job: dict[str, Any], child: Child) -> int:
     try:
         module = importlib.import_module(TASKS[job["task"]])
         result = module.run(job, child)
-    except (StopRequestedError, ranks.RanksStoppedError):
+    except StopRequestedError:
         write_result(child, {"ok": False, "stopped": True})
         return 1
     except JobError as error:
@@ -106,8 +106,9 @@ def main() -> int:
     """Read `job.json`, listen for SIGTERM, run."""
     root = Path.cwd()
     directory = root / sys.argv[1]
-    job = json.loads((directory / "job.json").read_text())
-    progress_fd, rank = int(job["progress_fd"]), ranks.own_rank()
+    rank = ranks.own_rank()
+    job = json.loads((directory / ranks.job_name(rank)).read_text())
+    progress_fd = int(job["progress_fd"])
     if rank is not None:
         progress_fd = ranks.open_progress(progress_fd, rank)
     child = Child(root=root, directory=directory, progress_fd=progress_fd, rank=rank)

@@ -24,14 +24,15 @@ CRASHED = 3
 _PYTHON = (sys.executable, "-I", "-B", "-u", "-X", "faulthandler")
 
 
-class RanksStoppedError(Exception):
-    """The daemon asked for the end while the ranks ran."""
-
-
 def own_rank() -> int | None:
     """Return which rank this process is; None in one that torchrun did not start."""
     found = os.environ.get("RANK")
     return None if found is None else int(found)
+
+
+def job_name(rank: int | None) -> str:
+    """Return the file that says what a process is to do."""
+    return "job.json" if rank is None else "rank-job.json"
 
 
 def result_name(rank: int | None) -> str:
@@ -45,16 +46,19 @@ def open_progress(progress_fd: int, rank: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
-def launch(count: int, child: Child) -> dict[str, Any]:
-    """Run this child's task in `count` ranks and return rank 0's result.
+def launch(count: int, child: Child, job: dict[str, Any]) -> dict[str, Any]:
+    """Run `job` in `count` ranks of this child and return rank 0's result.
 
-    Raises the `JobError` that caused the end, or `RanksStoppedError`; ends this process when a rank died
+    Raises the `JobError` that caused the end, or `StopRequestedError`; ends this process when a rank died
     without a word.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from rvmcv_worker.compute.child import StopRequestedError
+
+    (child.directory / job_name(0)).write_text(json.dumps(job))
     for rank in range(count):
         (child.directory / result_name(rank)).unlink(missing_ok=True)
     # Behind the wall there is the loopback alone, and a host name that leads nowhere.
@@ -67,7 +71,7 @@ def launch(count: int, child: Child) -> dict[str, Any]:
     try:
         torchrun.main([*options, *_PYTHON, "-m", "rvmcv_worker.compute.child", child.directory.name])
     except SignalException:
-        raise RanksStoppedError from None
+        raise StopRequestedError from None  # the ranks were asked too
     except ChildFailedError as error:
         silent = {rank: failure.exitcode for rank, failure in error.failures.items()}
     finally:
@@ -85,17 +89,19 @@ def _cause(answers: dict[int, dict[str, Any] | None], exits: dict[int, int]) -> 
 
     When one rank ends, the others see nothing but a broken connection, and call that internal.
     """
-    told = [answer["error"] for answer in answers.values() if answer and "error" in answer]
-    for error in told:
-        if error["code"] != errors.InternalError.code:
-            return errors.from_code(error["code"], error["message"])
+    told = []
+    for answer in answers.values():
+        if answer and "error" in answer:
+            error = errors.from_code(answer["error"]["code"], answer["error"]["message"])
+            error.detail = answer.get("detail")
+            if not isinstance(error, errors.InternalError):
+                return error
+            told.append(error)
     silent = {rank: status for rank, status in exits.items() if answers[rank] is None}
     for rank, status in sorted(silent.items()):
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         sys.stderr.write(f"rank {rank} of {len(answers)} ended with {how} and without a word\n")
-    if told and not silent:
-        return errors.InternalError(told[0]["message"])
-    return SystemExit(CRASHED)
+    return told[0] if told and not silent else SystemExit(CRASHED)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     """Report `steps` epochs of `step_s` seconds, write a model of `payload_bytes`, end as `then` says."""
     if job.get("ranks", 1) > 1 and child.rank is None:
-        return ranks.launch(int(job["ranks"]), child)
+        return ranks.launch(int(job["ranks"]), child, job)
     steps, step_s = int(job.get("steps", 5)), float(job.get("step_s", 0.01))
     attempt = int(job.get("attempt", 1))
     then = job.get("rank_then", {}).get(str(child.rank), job.get("then", "complete"))
@@ -119,6 +119,12 @@ def _fail(job: dict[str, Any], _child: Child) -> None:
 
 
 def _bug(_job: dict[str, Any], _child: Child) -> None:
+    raise RuntimeError("the stub was told to have a bug")
+
+
+def _bug_when_stopped(_job: dict[str, Any], child: Child) -> None:
+    """Fail as one rank does when another ends."""
+    child.stop_requested.wait()
     raise RuntimeError("the stub was told to have a bug")
 
 
@@ -263,6 +269,7 @@ ENDINGS: dict[str, Callable[[dict[str, Any], Child], None]] = {
     "complete": _complete,
     "fail": _fail,
     "bug": _bug,
+    "bug_when_stopped": _bug_when_stopped,
     "exit": _exit,
     "segfault": _segfault,
     "hang": _hang,

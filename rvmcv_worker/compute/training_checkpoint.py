@@ -121,7 +121,11 @@ def restore(path: Path, output: Path, label_task: str, args: Any, names: list[st
     epochs, stored = checkpoint.left_off_at(unpacked / "last.pt")
     if not 0 < epochs == state.epochs or (epochs >= args.epochs and state.ended_by is None):
         raise CheckpointError(f"it is of epoch {epochs} (it says {state.epochs}) of {args.epochs}")
-    left_off = LeftOff(state, min(args.batch, int(stored["batch"])), min(args.imgsz, int(stored["imgsz"])))
+    left_off = LeftOff(
+        state=state,
+        batch=min(args.batch, int(stored["batch"])),
+        imgsz=min(args.imgsz, int(stored["imgsz"])),
+    )
     settings = {
         **vars(args),
         **{key: stored[key] for key in _FOUND_OUT},

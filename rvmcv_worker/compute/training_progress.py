@@ -20,7 +20,8 @@ class TrainingProgress:
 
     Raising from a callback ends a training at once: `Child.check_stop` is asked after every batch, of the
     training and of each validation. The time limit only sets ``trainer.stop``: the epoch is cut after the
-    batch, then validated and saved as any other. What earlier attempts did and took (`earlier`) counts.
+    batch, then validated and saved as any other; with several ranks the epoch is trained to its end. What
+    earlier attempts did and took (`earlier`) counts.
     """
 
     def __init__(self, child: Child, epochs: int, time_limit_h: float | None, earlier: State) -> None:
@@ -104,7 +105,9 @@ class TrainingProgress:
         elapsed_s = self.elapsed_s
         is_last = trainer.epoch + 1 >= self.epochs and self._batch >= len(trainer.train_loader)
         if self._limit_s is not None and elapsed_s >= self._limit_s and not is_last:
-            self._hit_time_limit = trainer.stop = True
+            self._hit_time_limit = True
+            # Several ranks hear of it at the end of the epoch: one that stopped alone would be waited for.
+            trainer.stop = self._child.rank is None
         if time.monotonic() - self._reported_s >= LIGHT_INTERVAL_S:
             self._advance((trainer.epoch + self._batch / len(trainer.train_loader)) / self.epochs)
             self._report(epoch=min(trainer.epoch + 1, self.epochs), eta_s=self._eta_s())
@@ -122,6 +125,7 @@ class TrainingProgress:
             return
         self._epoch_is_open = False
         self.epochs_done = trainer.epoch + 1
+        trainer.stop = trainer.stop or self._hit_time_limit
         self._advance(self.epochs_done / self.epochs)
         validated = {key: float(value) for key, value in trainer.metrics.items()}
         entry = {

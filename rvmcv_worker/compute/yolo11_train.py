@@ -7,12 +7,14 @@ never draws a random number of its own. Read `run` from top to bottom.
 from __future__ import annotations
 
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvmcv_worker.compute import (
     checkpoint_file,
     pickle_scan,
+    ranks,
     training_faults,
     training_files,
     ultralytics_env,
@@ -57,59 +59,47 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     _refuse_base_model(job, child)  # what is wrong with one is mostly seen without loading anything
 
     # Ultralytics before torch: it sets how many threads torch will start with.
-    ultralytics_env.isolate(child.directory)
-    from ultralytics import YOLO
-    from ultralytics.cfg import get_cfg
-
-    from rvmcv_worker.compute import checkpoint, runtime
+    ultralytics_env.isolate(child.directory / (f"rank{child.rank}" if child.rank else ""))
+    from rvmcv_worker.compute import runtime
     from rvmcv_worker.compute.training_checkpoint import TrainingCheckpoints
 
     ultralytics_env.require_safe_load()
 
-    # The settings. Ours come last, so that no option can move the output or skip the validation.
-    options = dict(job["options"])
-    time_limit_h = options.pop("time", None) or job.get("time_limit_h")
-    on_gpu = job["device"] != "cpu"
+    on_gpu, several = job["device"] != "cpu", job.get("ranks", 1) > 1
     output = child.directory / "run"
-    settings = {
-        **options,
-        "data": str(child.root / job["data"]),
-        "device": job["device"],
-        "project": str(child.directory),
-        "name": output.name,
-        "exist_ok": True,
-        "val": True,
-        "save": True,
-        "plots": True,
-        "amp": runtime.amp(options.get("amp", True), on_gpu),
-        **({} if on_gpu else {"workers": 0}),
-    }
-    try:
-        args = get_cfg(overrides=settings)
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise InvalidJobError(f"the training's options do not hold: {error}") from None
+    settings, args = _settings(job, child, output)
+    time_limit_h = job["options"].get("time") or job.get("time_limit_h")
 
     # Where it begins: where an earlier child left off, else with the base model.
     left_off = _left_off(job, child, output, args)
     earlier = left_off.state if left_off else State()
     if left_off:
-        last = str(output / "weights" / "last.pt")
-        settings.update(batch=left_off.batch, imgsz=left_off.imgsz, resume=last)
-        yolo = YOLO(last)
-    elif job["model"] in FROM_SCRATCH[job["label_task"]]:
-        yolo = YOLO(job["model"], task=job["label_task"])
-    else:
-        yolo = checkpoint.open_yolo11(child.root / job["model"], job["label_task"])
+        settings |= {"batch": left_off.batch, "imgsz": left_off.imgsz}
+        settings["resume"] = str(output / "weights" / "last.pt")
+    yolo = _open(job, child, settings)
     progress = TrainingProgress(child, args.epochs, time_limit_h, earlier)
     progress.attach(yolo)
     kept = TrainingCheckpoints(child, output, progress, earlier, attempt=job.get("attempt", 1))
-    yolo.add_callback("on_fit_epoch_end", kept.on_fit_epoch_end)  # after that of progress
-    progress.begin()
+    if not child.rank:
+        yolo.add_callback("on_fit_epoch_end", kept.on_fit_epoch_end)  # after that of progress
+    if child.rank is None:
+        progress.begin()
 
     # The training, unless an earlier child came to its end; then what it is worth.
     try:
         metrics = None
-        if earlier.ended_by is None:
+        if child.rank is not None:
+            from rvmcv_worker.compute import rank_trainer
+
+            yolo.train(trainer=rank_trainer.of_task(job["label_task"]), **settings)
+            if child.rank == 0:
+                training_faults.refuse_diverged(yolo.trainer)
+            return {"state": asdict(kept.state)}
+        if earlier.ended_by is None and several:
+            rank_job = {**job, "left_off": asdict(left_off) if left_off else None}
+            kept.state = State.parse(ranks.launch(job["ranks"], child, rank_job)["state"])
+            progress = TrainingProgress(child, args.epochs, time_limit_h, kept.state)
+        elif earlier.ended_by is None:
             metrics = yolo.train(**settings)
             training_faults.refuse_diverged(yolo.trainer)
         measured, effective = _measure(job, child, args, settings, progress, metrics)
@@ -124,8 +114,9 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
             "imgsz": settings.get("imgsz", args.imgsz),
         }
         fault = training_faults.explain(error, **reached, started=progress.started, root=child.root)
-        files = training_files.gather(output, child.directory)
-        fault.detail = {"files": files, "epochs": progress.epochs_done, **reached}
+        reached = {"epochs": progress.epochs_done, **reached, **(fault.detail or {})}  # a rank knows more
+        files = [] if child.rank else training_files.gather(output, child.directory)
+        fault.detail = {**reached, "files": files}
         raise fault from error
 
     return {
@@ -143,6 +134,35 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         "attempts": kept.state.attempts(),
         "ended_by": progress.ended_by(progress.epochs_done),
     }
+
+
+def _settings(job: dict[str, Any], child: Child, output: Path) -> tuple[dict[str, Any], Any]:
+    """Return what Ultralytics is called with, and all its settings by that; raises `InvalidJobError`."""
+    from ultralytics.cfg import get_cfg
+
+    from rvmcv_worker.compute import runtime
+
+    on_gpu = job["device"] != "cpu"
+    options = {key: value for key, value in job["options"].items() if key != "time"}
+    # Ours come last, so that no option can move the output or skip the validation.
+    settings = {
+        **options,
+        "data": str(child.root / job["data"]),
+        "device": job["device"],
+        "project": str(child.directory),
+        "name": output.name,
+        "exist_ok": True,
+        "val": True,
+        "save": True,
+        "plots": True,
+        "amp": runtime.amp(options.get("amp", True), on_gpu),
+        **({} if on_gpu else {"workers": 0}),
+        **({"rect": False} if job.get("ranks", 1) > 1 else {}),
+    }
+    try:
+        return settings, get_cfg(overrides=settings)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise InvalidJobError(f"the training's options do not hold: {error}") from None
 
 
 def _measure(
@@ -183,7 +203,7 @@ def _measure(
         "batch": train_args["batch"] * 2,  # as a training does: batches decide about the padding
         **{key: getattr(args, key) for key in _MEASURING},
         "quantize": 16 if settings["amp"] else None,
-        "device": job["device"],
+        "device": job["device"].split(",")[0],
         "workers": args.workers,
         "exist_ok": True,
         "verbose": False,
@@ -216,12 +236,33 @@ def _refuse_base_model(job: dict[str, Any], child: Child) -> None:
     pickle_scan.refuse_dangerous(child.root / job["model"])
 
 
+def _open(job: dict[str, Any], child: Child, settings: dict[str, Any]) -> Any:
+    """Open what the training goes on from, or its base model."""
+    from ultralytics import YOLO
+
+    from rvmcv_worker.compute import checkpoint
+
+    if "resume" in settings:
+        return YOLO(settings["resume"])
+    if job["model"] in FROM_SCRATCH[job["label_task"]]:
+        return YOLO(job["model"], task=job["label_task"])
+    return checkpoint.open_yolo11(child.root / job["model"], job["label_task"])
+
+
 def _left_off(job: dict[str, Any], child: Child, output: Path, args: Any) -> LeftOff | None:
-    """Return where `job["resume"]` left off; None to start from the beginning: a bad one ends no job."""
+    """Return where `job["resume"]` left off; None to start from the beginning: a bad one ends no job.
+
+    Of several ranks the process that launches them has looked, and says in `job["left_off"]`.
+    """
     from ultralytics.utils import LOGGER, YAML
 
     from rvmcv_worker.compute import training_checkpoint
 
+    if child.rank is not None:
+        found = job["left_off"]
+        if not found:
+            return None
+        return training_checkpoint.LeftOff(**{**found, "state": State.parse(found["state"])})
     training_files.clear(output, child.directory)
     if job.get("resume"):
         names = ["item"] if args.single_cls else list(YAML.load(args.data)["names"].values())

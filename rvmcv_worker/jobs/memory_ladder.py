@@ -22,10 +22,10 @@ class Rung:
         found = detail or {}
         return Rung(_at_most(self.batch, found.get("batch")), _at_most(self.imgsz, found.get("imgsz")))
 
-    def below(self, smallest_imgsz: int) -> Rung | None:
-        """Return the next rung, None below the last: the batch down to 1, then the size by a quarter."""
-        if self.batch > 1:
-            return replace(self, batch=self.batch // 2)
+    def below(self, smallest_imgsz: int, *, smallest_batch: int = 1) -> Rung | None:
+        """Return the next rung, None below the last: half the batch, or three quarters of the size."""
+        if self.batch > smallest_batch:
+            return replace(self, batch=max(smallest_batch, self.batch // 2))
         smaller = self.imgsz * 3 // 4 // _STRIDE_PX * _STRIDE_PX
         return replace(self, imgsz=smaller) if smaller >= smallest_imgsz else None
 

@@ -234,9 +234,13 @@ def parse(config: Mapping[str, Any]) -> TrainingConfig:
             wrong += _explain(error, config)
     if wrong:
         raise InvalidJobError("; ".join(wrong))
-    training = parsed[TrainingConfig]
+    training, training_options = parsed[TrainingConfig], parsed[TrainingOptions]
     assert isinstance(training, TrainingConfig)
-    return training.model_copy(update={"options": parsed[TrainingOptions]})
+    assert isinstance(training_options, TrainingOptions)
+    gpus, batch = training.device or training.gpus, training_options.batch
+    if batch < gpus:
+        raise InvalidJobError(f"config.batch_size: {batch} is less than one picture for each of {gpus} GPUs")
+    return training.model_copy(update={"options": training_options})
 
 
 def _explain(error: ValidationError, config: Mapping[str, Any]) -> list[str]:

@@ -108,7 +108,8 @@ def _train(attempt: Attempt, config: TrainingConfig) -> dict[str, Any]:
             "data": "prepare/data.yaml",
             "options": config.options.model_dump(mode="json", exclude_none=True),
             "active_model": active,
-            "device": "0" if attempt.gpus else "cpu",
+            "device": ",".join(map(str, range(len(attempt.gpus)))) or "cpu",
+            "ranks": max(1, len(attempt.gpus)),
             "time_limit_h": config.time_limit_h,
             "resume": resume,
         }
@@ -138,7 +139,7 @@ def _train_as_memory_allows(attempt: Attempt, config: TrainingConfig, job: dict[
                 timeout_s=max(0.0, until_s - time.monotonic()),
             ).result
         except OutOfGpuMemoryError as error:
-            lower = rung.reached(error.detail).below(smallest)
+            lower = rung.reached(error.detail).below(smallest, smallest_batch=job["ranks"])
             if lower is None:
                 raise
             said = f"out of GPU memory: going on with batch {lower.batch} at {lower.imgsz} px"

@@ -38,7 +38,7 @@ def test_a_ranks_own_fault_is_the_jobs(runner: Runner, code: str, error: type[Ex
 
 def test_a_fault_of_one_rank_goes_before_what_it_did_to_the_other(runner: Runner) -> None:
     with pytest.raises(OutOfGpuMemoryError):
-        runner.stub("bug", ranks=2, rank_then={"1": "fail"}, error_code="out_of_gpu_memory")
+        runner.stub("bug_when_stopped", ranks=2, rank_then={"1": "fail"}, error_code="out_of_gpu_memory")
 
 
 @pytest.mark.parametrize("ending", ["hang", "ignore_sigterm"])

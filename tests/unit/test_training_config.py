@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rvmcv_worker.errors import InvalidJobError
-from rvmcv_worker.jobs.training_config import parse
+from rvmcv_worker.jobs.training_config import gpus_wanted, parse
 
 DATA = {"dataset_url": "s3://datasets/a.zip"}
 
@@ -71,3 +71,18 @@ def test_the_task_follows_the_model_unless_it_is_said(config: dict[str, object],
 def test_a_scratch_model_is_one_of_the_list() -> None:
     assert parse({**DATA, "base_model": "yolo11x-seg.yaml"}).from_scratch
     assert not parse({**DATA, "base_model": "mine.yaml"}).from_scratch
+
+
+def test_several_gpus_need_a_picture_each() -> None:
+    assert parse({**DATA, "gpus": 2, "batch_size": 2}).gpus == 2
+    with pytest.raises(InvalidJobError, match="batch_size: 3 is less than one picture for each of 4 GPUs"):
+        parse({**DATA, "device": "0,1,2,3", "batch": 3})
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus"), [({}, 1), ({"gpus": 2}, 2), ({"device": "0,1,2"}, 3), ({"gpus": "x"}, 1)]
+)
+def test_how_many_gpus_are_wanted_is_known_before_the_config_is_parsed(
+    config: dict[str, object], gpus: int
+) -> None:
+    assert gpus_wanted(config) == gpus
