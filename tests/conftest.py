@@ -12,6 +12,7 @@ from loguru import logger
 
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings, Timing
+from tests.postgres import MISSING, Postgres
 
 #: Seconds that each suite takes on two idle cores, six minutes in all.
 EXPECTED_S = {"unit": 40.0, "integration": 150.0, "acceptance": 170.0}
@@ -52,6 +53,24 @@ def shared() -> Path:
     if not (folder / "datasets").is_dir():
         pytest.skip(f"no real data at {folder}: set RVMCV_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for the whole run; each module makes databases of its own in it."""
+    if MISSING:
+        pytest.skip(MISSING)
+    with Postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty database of each kind that the reference server runs on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('database') / 'reference.db'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.new_database()
 
 
 def _quick() -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,9 +28,8 @@ def make_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        services.queue.wakeup.bind(asyncio.get_running_loop())
-        yield
-        services.queue.wakeup.bind(None)
+        async with services.queue.wakeup.heeding():
+            yield
 
     app = FastAPI(title="RVM-Server, reference", version="1", description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services

@@ -7,14 +7,14 @@ from sqlalchemy import select
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.jobs import (
     INFERENCE_TYPES,
-    attempts_of,
     end_attempt,
     fail_if_exhausted,
     find_job,
+    open_attempt,
     refusal,
 )
 from rvmcv_worker.reference.leases import hold
-from rvmcv_worker.reference.states import JobStatus, Reason
+from rvmcv_worker.reference.states import JobStatus, Lapse, Reason
 from rvmcv_worker.reference.tables import Attempt, Job
 from rvmcv_worker.reference.turn import FencedError, Turn, hash_token
 from rvmcv_worker.reference.workers import meet
@@ -29,27 +29,33 @@ def claim(turn: Turn, wanted: wire.Claim) -> wire.Claimed | FencedError:
     job = find_job(turn, wanted.job_id, lock=True)
     if job is None:
         return refusal(None)
-    claim_id = str(wanted.claim_id)
-    known = turn.session.scalar(select(Attempt).where(Attempt.claim_id == claim_id))
-    if known is not None:
-        return _repeated(turn, wanted)
     if not current:
         return FencedError(Reason.ENDED, f"a newer daemon of {wanted.worker_id} has taken over")
+    known = turn.session.scalar(select(Attempt).where(Attempt.claim_id == str(wanted.claim_id)))
+    if known is not None:
+        return _repeated(turn, job, known, wanted)
     if job.status != JobStatus.QUEUED.value or fail_if_exhausted(turn, job):
         return refusal(job)
     return _answer(turn, job, _begin(turn, job, wanted))
 
 
-def _repeated(turn: Turn, wanted: wire.Claim) -> wire.Claimed | FencedError:
-    try:
-        job, attempt = hold(turn, wanted.job_id, turn.lease_token(str(wanted.claim_id)))
-    except FencedError:
+def _repeated(turn: Turn, job: Job, known: Attempt, wanted: wire.Claim) -> wire.Claimed | FencedError:
+    """Give a claim its old answer while its attempt may still report.
+
+    The daemon that died before it heard the answer is asked for by its successor, which has ended that
+    attempt by asking: the old answer then lets it hand the job back, and do no more.
+    """
+    owner = (known.job_id, known.worker_id) == (job.job_id, wanted.worker_id)
+    if not owner or known.ended_as is not None:
         return FencedError(Reason.ENDED, "the attempt of this claim is over")
-    return _answer(turn, job, attempt)
+    if known.lapsed_as != Lapse.NEW_INSTANCE.value:
+        hold(turn, job.job_id, turn.lease_token(known.claim_id))
+    return _answer(turn, job, known)
 
 
 def _begin(turn: Turn, job: Job, wanted: wire.Claim) -> Attempt:
-    for earlier in attempts_of(turn, job.job_id) if job.attempt else []:
+    earlier = open_attempt(turn, job.job_id) if job.attempt else None
+    if earlier is not None:
         end_attempt(turn, earlier, earlier.lapsed_as or Reason.ENDED.value)
     timing = turn.settings.timing
     lease_s = timing.lease_infer_s if job.job_type in INFERENCE_TYPES else timing.lease_train_s

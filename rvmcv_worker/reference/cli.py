@@ -56,6 +56,9 @@ def serve(
     ] = None,
     s3_access_key: Annotated[str | None, typer.Option(envvar="RVMCV_S3_ACCESS_KEY")] = None,
     s3_secret_key: Annotated[str | None, typer.Option(envvar="RVMCV_S3_SECRET_KEY")] = None,
+    lease_key: Annotated[
+        str | None, typer.Option(envvar="RVMCV_LEASE_KEY", help="64 hex digits; the same for each server.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     as_today: Annotated[bool, typer.Option(help="Copy the faults of today's RVM-Server.")] = False,
@@ -101,6 +104,7 @@ def serve(
         s3_access_key=s3_access_key,
         s3_secret_key=s3_secret_key,
         s3_port=s3_port,
+        lease_key=lease_key,
         tls_cert=tls_cert,
         tls_key=tls_key,
     )

@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
 from rvmcv_worker.reference.tables import Base
 
 #: Seconds since 1970, as the database sees it.
 Clock = Callable[[Session], float]
+
+#: Connections of one server to PostgreSQL, besides the one that listens. A held poll has none while it
+#: waits, and more transactions at once than this only get into each other's way.
+POOL_SIZE = 20
+#: Held while the tables are made: two servers that start at once would both try.
+TABLES_LOCK = 0x72766D6376
+#: serialization_failure, deadlock_detected, unique_violation.
+LOST_RACES = ("40001", "40P01", "23505")
 
 
 def database_clock(session: Session) -> float:
@@ -24,17 +33,38 @@ def database_clock(session: Session) -> float:
     return time.time()
 
 
+def lost_race(error: BaseException) -> bool:
+    """Return whether PostgreSQL gave way to another transaction: this one may do when it runs again."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in LOST_RACES
+
+
+class DatabaseUnusableError(ConnectionError):
+    """The database cannot be reached, or cannot be this server's."""
+
+
 class Database:
-    """Makes the tables and hands out transactions."""
+    """Makes the tables and hands out transactions. Raises `DatabaseUnusableError`."""
 
     def __init__(self, url: str, clock: Clock = database_clock) -> None:
         #: The time that every deadline is compared with.
         self.clock = clock
-        self._engine = create_engine(url, pool_pre_ping=url.startswith("postgresql"))
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _configure_sqlite)
-            event.listen(self._engine, "begin", _begin_sqlite)
-        Base.metadata.create_all(self._engine)
+        try:
+            self._engine = _make_engine(url)
+            with self._engine.begin() as connection:
+                if self._engine.dialect.name == "postgresql":
+                    connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": TABLES_LOCK})
+                Base.metadata.create_all(connection)
+        except OperationalError as error:
+            raise DatabaseUnusableError(f"cannot use the database: {error.orig}") from error
+        except (ArgumentError, NoSuchModuleError) as error:
+            raise DatabaseUnusableError(f"not a database's URL, as SQLAlchemy writes it: {error}") from error
+
+    @property
+    def postgres_url(self) -> str | None:
+        """Return the URL for libpq; None when this is not PostgreSQL."""
+        if self._engine.dialect.name != "postgresql":
+            return None
+        return self._engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -52,6 +82,18 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def _make_engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE, max_overflow=0)
+    engine = create_engine(parsed)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

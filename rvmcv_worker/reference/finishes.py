@@ -19,10 +19,12 @@ WORKER_GONE = ("worker_stopped", "worker_died")
 def finish(turn: Turn, report: wire.Finish) -> wire.Accepted:
     """Take an attempt's final report, once per ``finish_id``."""
     finish_id = str(report.finish_id)
+    # Locked before the look: the same report may be on its way twice at once.
+    job = find_job(turn, report.job_id, lock=True)
     known = turn.session.scalar(select(Attempt).where(Attempt.finish_id == finish_id))
     if known is not None:
         if (known.job_id, known.lease_token_hash) != (report.job_id, hash_token(report.lease_token)):
-            raise refusal_of_token(turn, find_job(turn, report.job_id), report.lease_token)
+            raise refusal_of_token(turn, job, report.lease_token)
         return wire.Accepted()
     job, attempt = hold(turn, report.job_id, report.lease_token, to_finish=True)
     error = report.error.model_dump(exclude_none=True) if report.error else None
@@ -58,7 +60,7 @@ def _hand_back(turn: Turn, job: Job, attempt: Attempt, report: wire.Finish) -> N
     job.status = JobStatus.QUEUED.value
     job.not_before = turn.now + delay_s
     job.offered_until = turn.now
-    turn.wake_polls()
+    turn.wake_polls(job.job_type)
 
 
 def _was_put_off(attempt: Attempt) -> bool:

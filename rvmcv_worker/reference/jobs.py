@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from rvmcv_worker.reference.states import FINAL, JobStatus, Reason
-from rvmcv_worker.reference.tables import Attempt, InferenceJob, Job, TrainingJob
+from rvmcv_worker.reference.tables import Attempt, InferenceJob, Job, TrainingJob, rank_of
 from rvmcv_worker.reference.turn import FencedError, Turn
 
 JOB_TABLES: tuple[type[Job], ...] = (TrainingJob, InferenceJob)
@@ -32,7 +32,7 @@ def enqueue(
     )
     turn.session.add(job)
     turn.session.flush()
-    turn.wake_polls()
+    turn.wake_polls(job_type)
     return job
 
 
@@ -48,10 +48,18 @@ def _new_job_id(job_type: str, now: float) -> str:
 
 
 def find_job(turn: Turn, job_id: str, *, lock: bool = False) -> Job | None:
-    """Return the job, locked against other writers where the caller is about to change it."""
+    """Return the job, locked against other writers where the caller is about to change it.
+
+    Whoever writes to an attempt holds the lock of its job, and takes that first; whoever locks a worker
+    takes it before any job; whoever locks several jobs takes them in the order of their `job_id`. So no
+    two transactions wait for each other.
+    """
     for table in JOB_TABLES:
         query = select(table).where(table.job_id == job_id)
-        job = turn.session.scalar(query.with_for_update() if lock else query)
+        if lock:
+            # What this transaction saw before it had the lock may have changed since.
+            query = query.with_for_update().execution_options(populate_existing=True)
+        job = turn.session.scalar(query)
         if job is not None:
             return job
     return None
@@ -63,19 +71,25 @@ def attempts_of(turn: Turn, job_id: str) -> list[Attempt]:
     return list(turn.session.scalars(query))
 
 
+def open_attempt(turn: Turn, job_id: str) -> Attempt | None:
+    """Return the attempt that may still report: a job has at most one, the newest."""
+    query = select(Attempt).where(Attempt.job_id == job_id, Attempt.ended_as.is_(None))
+    return turn.session.scalars(query).one_or_none()
+
+
 def end_job(turn: Turn, job: Job, status: JobStatus) -> None:
-    """Put a job into a final state; attempts that could still have reported are over."""
+    """Put a job into a final state; the attempt that could still have reported is over."""
     job.status = status.value
     job.finished_at = turn.now
-    for attempt in attempts_of(turn, job.job_id):
+    attempt = open_attempt(turn, job.job_id)
+    if attempt is not None:
         end_attempt(turn, attempt, status.value)
 
 
 def end_attempt(turn: Turn, attempt: Attempt, ended_as: str) -> None:
-    """Close an attempt, unless it is closed already."""
-    if attempt.ended_as is None:
-        attempt.ended_as = ended_as
-        attempt.ended_at = turn.now
+    """Close an attempt."""
+    attempt.ended_as = ended_as
+    attempt.ended_at = turn.now
 
 
 def fail_if_exhausted(turn: Turn, job: Job) -> bool:
@@ -123,18 +137,11 @@ def refusal(job: Job | None) -> FencedError:
 
 def queue_position(turn: Turn, job: Job) -> int:
     """Return 1 for the waiting job that is next of its table."""
-    table = type(job)
-    rank = urgency(turn, table)
-    own = job.priority - job.created_at / turn.settings.timing.ageing_s
+    table, ageing_s = type(job), turn.settings.timing.ageing_s
+    own = job.created_at / ageing_s - job.priority
     ahead = select(func.count()).where(
-        table.status == JobStatus.QUEUED.value, table.id != job.id, rank >= own
+        table.status == JobStatus.QUEUED.value,
+        table.id != job.id,
+        rank_of(table.priority, table.created_at, ageing_s) <= own,
     )
     return 1 + (turn.session.scalar(ahead) or 0)
-
-
-def urgency(turn: Turn, table: type[Job]) -> Any:
-    """Return the SQL expression that jobs are offered by: priority, and one more per `ageing_s` of waiting.
-
-    The time of asking is the same for all, so it is left out.
-    """
-    return table.priority - table.created_at / turn.settings.timing.ageing_s

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from rvmcv_worker.reference.auth import LoginNeededError
@@ -47,6 +48,10 @@ def add_exception_handlers(app: FastAPI) -> None:
     def _fenced(_request: Request, error: FencedError) -> Response:
         status = 404 if error.reason is Reason.UNKNOWN_JOB else 409
         return JSONResponse({"reason": error.reason.value, "message": error.message}, status)
+
+    @app.exception_handler(DataError)
+    def _unstorable(_request: Request, error: DataError) -> Response:
+        return invalid({"body": [f"holds what the database cannot: {error.orig}"]})
 
     @app.exception_handler(LoginNeededError)
     def _login(_request: Request, _error: LoginNeededError) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
-from rvmcv_worker.reference.jobs import attempts_of, end_attempt, end_job, find_job, refusal
+from rvmcv_worker.reference.jobs import attempts_of, end_job, find_job, refusal
 from rvmcv_worker.reference.states import JobStatus, Lapse, Reason
 from rvmcv_worker.reference.tables import Attempt, Job, ReaperTick
 from rvmcv_worker.reference.turn import FencedError, Turn, hash_token
@@ -19,21 +19,20 @@ def hold(turn: Turn, job_id: str, lease_token: str, *, to_finish: bool = False) 
     The token is compared in the statement that writes. Raises `FencedError` when it no longer holds the
     job; `to_finish` admits also the attempt of a daemon that was started anew.
     """
+    job = find_job(turn, job_id, lock=True)
     admitted: ColumnElement[bool] = Attempt.ended_as.is_(None)
     if not to_finish:
         admitted = and_(
             admitted, or_(Attempt.lapsed_as.is_(None), Attempt.lapsed_as == Lapse.LEASE_EXPIRED.value)
         )
-    renewed = turn.session.execute(
+    attempt = turn.session.scalar(
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.lease_token_hash == hash_token(lease_token), admitted)
         .values(lease_until=turn.now + Attempt.lease_s)
-        .returning(Attempt.id)
-    ).scalar()
-    job = find_job(turn, job_id, lock=True)
-    if job is None or renewed is None:
+        .returning(Attempt)
+    )
+    if job is None or attempt is None:
         raise refusal_of_token(turn, job, lease_token)
-    attempt = turn.session.get_one(Attempt, renewed)
     if not to_finish and attempt.lapsed_as is not None:
         _take_back(job, attempt)
     return job, attempt
@@ -57,12 +56,18 @@ def _take_back(job: Job, attempt: Attempt) -> None:
     job.status = JobStatus.PROCESSING.value
 
 
-def lapse(turn: Turn, attempt: Attempt, why: Lapse) -> None:
-    """Take the job from its attempt and queue it again, at once and counted towards the limit."""
-    job = find_job(turn, attempt.job_id, lock=True)
-    if job is None:
-        end_attempt(turn, attempt, why.value)
-        return
+def lapse(turn: Turn, which: ColumnElement[bool], why: Lapse) -> None:
+    """Take their jobs from these open attempts and queue them, at once and counted towards the limit."""
+    wanted = and_(Attempt.ended_as.is_(None), which)
+    for job_id in turn.session.scalars(select(Attempt.job_id).where(wanted).order_by(Attempt.job_id)).all():
+        job = find_job(turn, job_id, lock=True)
+        # Asked again under the lock: its holder may have renewed it, or finished, at this very moment.
+        attempt = turn.session.scalar(select(Attempt).where(Attempt.job_id == job_id, wanted))
+        if job is not None and attempt is not None:
+            _lapse_one(turn, job, attempt, why)
+
+
+def _lapse_one(turn: Turn, job: Job, attempt: Attempt, why: Lapse) -> None:
     message = {
         Lapse.LEASE_EXPIRED: f"the lease of {attempt.worker_id} expired",
         Lapse.NEW_INSTANCE: f"the daemon of {attempt.worker_id} was started anew",
@@ -76,7 +81,7 @@ def lapse(turn: Turn, attempt: Attempt, why: Lapse) -> None:
         job.status = JobStatus.QUEUED.value
         job.not_before = turn.now
         job.offered_until = turn.now
-        turn.wake_polls()
+        turn.wake_polls(job.job_type)
 
 
 def reap(turn: Turn) -> None:
@@ -90,9 +95,9 @@ def reap(turn: Turn) -> None:
         turn.session.add(tick)
     away_s = turn.now - tick.ticked_at
     tick.ticked_at = turn.now
-    held = (Attempt.ended_as.is_(None), Attempt.lapsed_as.is_(None))
     if away_s > AWAY_INTERVALS * turn.settings.timing.status_idle_s:
+        held = (Attempt.ended_as.is_(None), Attempt.lapsed_as.is_(None))
         turn.session.execute(update(Attempt).where(*held).values(lease_until=turn.now + Attempt.lease_s))
-        return
-    for attempt in turn.session.scalars(select(Attempt).where(*held, Attempt.lease_until < turn.now)):
-        lapse(turn, attempt, Lapse.LEASE_EXPIRED)
+    else:
+        expired = and_(Attempt.lapsed_as.is_(None), Attempt.lease_until < turn.now)
+        lapse(turn, expired, Lapse.LEASE_EXPIRED)

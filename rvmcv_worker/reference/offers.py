@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Text, and_, case, cast, exists, func, or_, select
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import active_model
-from rvmcv_worker.reference.jobs import fail_if_exhausted, table_of, urgency
+from rvmcv_worker.reference.jobs import JOB_TABLES, fail_if_exhausted, table_of
 from rvmcv_worker.reference.states import JobStatus
-from rvmcv_worker.reference.tables import Attempt, Job, TrainingJob
+from rvmcv_worker.reference.tables import Attempt, Job, TrainingJob, rank_of
 from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.turn import Turn
+
+#: No worker has more, nor takes a job that asks for more.
+GPUS_LIMIT = 64
 
 
 def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
     """Return up to ``slots`` jobs, the most urgent first, and keep them from other workers for a moment."""
-    offered: list[Job] = []
-    for table in _tables(poll):
-        # More than is asked for: some of them may need more GPUs or be over their limits.
-        query = (
-            select(table)
-            .where(_wanted(turn, table, poll))
-            .order_by(urgency(turn, table).desc(), table.created_at, table.id)
-            .limit(poll.slots + 20)
-            .with_for_update(skip_locked=True)
-        )
-        for job in turn.session.scalars(query):
-            if len(offered) == poll.slots:
-                break
-            if _fits(job, poll) and not fail_if_exhausted(turn, job):
-                job.offered_to = poll.worker_id
-                job.offered_until = turn.now + turn.settings.timing.offer_hold_s
-                offered.append(job)
+    tables = _tables(poll)
+    offered = [job for table in tables for job in _take(turn, table, poll)]
+    if len(tables) > 1:
+        ageing_s = turn.settings.timing.ageing_s
+        offered.sort(key=lambda job: (job.created_at / ageing_s - job.priority, job.created_at, job.id))
+    for job in offered[poll.slots :]:
+        # Locked until now, so that others may have passed it by.
+        turn.wake_polls(job.job_type)
+    for job in offered[: poll.slots]:
+        job.offered_to = poll.worker_id
+        job.offered_until = turn.now + turn.settings.timing.offer_hold_s
     return [
         wire.OfferedJob(
             job_id=job.job_id,
@@ -43,8 +40,31 @@ def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
             created_at=rfc3339(job.created_at),
             config=_config_of(turn, job),
         )
-        for job in offered
+        for job in offered[: poll.slots]
     ]
+
+
+def _take(turn: Turn, table: type[Job], poll: wire.Offer) -> list[Job]:
+    """Lock up to ``slots`` jobs of one table, passing by those that another poll is being offered."""
+    taken: list[Job] = []
+    query = (
+        select(table)
+        .where(_wanted(turn, table, poll))
+        .order_by(
+            rank_of(table.priority, table.created_at, turn.settings.timing.ageing_s),
+            table.created_at,
+            table.id,
+        )
+        .with_for_update(skip_locked=True)
+    )
+    while len(taken) < poll.slots:
+        # No more than are offered: what is locked for nothing would be withheld from the others.
+        limit = poll.slots - len(taken)
+        found = turn.session.scalars(query.where(table.id.not_in([job.id for job in taken])).limit(limit)).all()
+        taken += [job for job in found if not fail_if_exhausted(turn, job)]
+        if len(found) < limit:
+            break
+    return taken
 
 
 def _config_of(turn: Turn, job: Job) -> dict[str, Any]:
@@ -57,25 +77,25 @@ def _config_of(turn: Turn, job: Job) -> dict[str, Any]:
 
 def next_due_s(turn: Turn, poll: wire.Offer) -> float | None:
     """Return in how many seconds a queued job of these types may become free by time alone."""
-    moments = [
-        turn.session.scalar(
-            select(func.min(column)).where(
-                table.status == JobStatus.QUEUED.value,
-                table.job_type.in_(poll.job_types.split(",")),
-                column > turn.now,
+    moments: list[float | None] = []
+    for table in _tables(poll):
+        columns = (table.not_before, table.offered_until)
+        found = turn.session.execute(
+            select(*(func.min(case((column > turn.now, column))) for column in columns)).where(
+                table.status == JobStatus.QUEUED.value, table.job_type.in_(poll.job_types.split(","))
             )
         )
-        for table in _tables(poll)
-        for column in (table.not_before, table.offered_until)
-    ]
+        moments += found.one()
     return min((moment - turn.now for moment in moments if moment is not None), default=None)
 
 
-def _tables(poll: wire.Offer) -> set[type[Job]]:
-    return {table_of(job_type) for job_type in poll.job_types.split(",")}
+def _tables(poll: wire.Offer) -> list[type[Job]]:
+    wanted = {table_of(job_type) for job_type in poll.job_types.split(",")}
+    return [table for table in JOB_TABLES if table in wanted]
 
 
 def _wanted(turn: Turn, table: type[Job], poll: wire.Offer) -> ColumnElement[bool]:
+    too_many = [str(gpus) for gpus in range(max(poll.gpus_free, 1) + 1, GPUS_LIMIT + 1)]
     held_by_asker = exists().where(
         Attempt.job_id == table.job_id,
         Attempt.instance_id == str(poll.instance_id),
@@ -88,10 +108,6 @@ def _wanted(turn: Turn, table: type[Job], poll: wire.Offer) -> ColumnElement[boo
         or_(table.offered_until <= turn.now, table.offered_to == poll.worker_id),
         # Its lease ran out, but it is still at work: its result is to be waited for.
         ~held_by_asker,
+        # As JSON text: what is not a number is for the worker to refuse.
+        func.coalesce(cast(table.config["gpus"], Text), "1").not_in(too_many),
     )
-
-
-def _fits(job: Job, poll: wire.Offer) -> bool:
-    wanted = job.config.get("gpus", 1)
-    # What is not a number is for the worker to refuse.
-    return not isinstance(wanted, int) or wanted <= max(poll.gpus_free, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import tempfile
@@ -43,7 +44,8 @@ class ReferenceServer:
 
     Everything it keeps lies in `data_dir` (a temporary folder when None): a server that is made
     again on the same folder goes on where the last one stopped; give it the same `port` and
-    `s3_port` when its clients are to find it again.
+    `s3_port` when its clients are to find it again. Servers that share a PostgreSQL also share one
+    `lease_key` (64 hex digits) and one store (`s3_endpoint`).
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ReferenceServer:
         s3_port: int = 0,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
+        lease_key: str | None = None,
         clock: Clock = database_clock,
         s3_clock: Callable[[], float] = time.time,
         reap: bool = True,
@@ -74,15 +77,19 @@ class ReferenceServer:
         self._s3_keys = (s3_access_key, s3_secret_key)
         self._tls = (tls_cert, tls_key)
         self._clock, self._s3_clock = clock, s3_clock
+        if lease_key is not None and not re.fullmatch("[0-9a-f]{64}", lease_key):
+            raise ValueError("the lease key must be 64 hex digits: make one by `openssl rand -hex 32`")
+        self._lease_key = lease_key
         self._reap = reap
 
     def start(self) -> ReferenceServer:
         """Listen; returns once requests are answered."""
         earlier = State.load(self.data_dir / FILE_NAME)
-        self._start_storage(earlier)
         self._database = Database(self._database_url, self._clock)
-        lease_key = earlier.lease_key if earlier else secrets.token_hex(32)
-        self._queue = Queue(self._database, self.settings, Wakeup(), bytes.fromhex(lease_key))
+        self._start_storage(earlier)
+        lease_key = self._lease_key or (earlier.lease_key if earlier else secrets.token_hex(32))
+        wakeup = Wakeup(self._database.postgres_url)
+        self._queue = Queue(self._database, self.settings, wakeup, bytes.fromhex(lease_key))
         self._services = Services(
             settings=self.settings,
             queue=self._queue,

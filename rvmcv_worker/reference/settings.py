@@ -31,7 +31,8 @@ class Timing:
     offer_hold_s: float = 3.0
     #: Waiting for this long is worth one step of priority.
     ageing_s: float = 600.0
-    reap_every_s: float = 1.0
+    #: Half of the second that a lost lease may go unnoticed.
+    reap_every_s: float = 0.5
     #: First delay after a hand-back that names none; doubles with each, up to the limit.
     hand_back_delay_s: float = 10.0
     hand_back_delay_limit_s: float = 3600.0

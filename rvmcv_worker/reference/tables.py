@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Integer, String, Text, UniqueConstraint, false
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    literal_column,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
+from rvmcv_worker.reference.settings import Timing
 from rvmcv_worker.reference.states import JobStatus
 
 #: SQLite numbers rows by itself only for INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 Seconds = Float(53)
+
+
+def rank_of(priority: Any, created_at: Any, ageing_s: float) -> Any:
+    """Return the SQL expression that jobs are offered by, lowest first.
+
+    Waiting for `ageing_s` is worth one step of priority; the time of asking is the same for all, so it is
+    left out. An index serves the default `ageing_s`.
+    """
+    return created_at / literal_column(repr(float(ageing_s)), Seconds) - priority
 
 
 class Base(DeclarativeBase):
@@ -29,10 +51,17 @@ class Job(Base):
 
     __abstract__ = True
 
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> tuple[Index, ...]:
+        """Jobs in the order in which they are offered."""
+        rank = rank_of(cls.priority, cls.created_at, Timing.ageing_s)
+        return (Index(f"ix_{cls.__tablename__}_rank", cls.status, rank, cls.created_at, cls.id),)
+
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     job_id: Mapped[str] = mapped_column(Text, unique=True)
-    job_type: Mapped[str] = mapped_column(String(50), index=True)
-    status: Mapped[str] = mapped_column(String(20), default=JobStatus.QUEUED.value, index=True)
+    job_type: Mapped[str] = mapped_column(String(50))
+    status: Mapped[str] = mapped_column(String(20), default=JobStatus.QUEUED.value)
     priority: Mapped[int] = mapped_column(Integer, default=0)
     config: Mapped[dict[str, Any]]
     #: The newest attempt's number; 0 before the first claim.

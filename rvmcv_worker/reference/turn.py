@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from rvmcv_worker.reference.settings import Settings
 from rvmcv_worker.reference.states import Reason
 
-#: Key in the session's `info`.
+#: Key in the session's `info`: the job types that this transaction leaves something to offer of.
 WAKE = "wake_polls"
 
 
@@ -35,9 +35,9 @@ class Turn:
     #: Makes lease tokens; kept outside the database, which stores only their hashes.
     lease_key: bytes
 
-    def wake_polls(self) -> None:
+    def wake_polls(self, job_type: str) -> None:
         """Note that this transaction leaves something to offer: held polls are woken after its commit."""
-        self.session.info[WAKE] = True
+        self.session.info.setdefault(WAKE, set()).add(job_type)
 
     def lease_token(self, claim_id: str) -> str:
         """Return the token of a claim: always the same, so that a repeated claim gets its old answer."""

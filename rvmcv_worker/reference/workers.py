@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.leases import hold, lapse
@@ -26,6 +26,7 @@ def meet(turn: Turn, worker_id: str, instance_id: str) -> bool:
     """
     worker = turn.session.get(Worker, worker_id, with_for_update=True)
     if worker is None:
+        # Its lanes call at once at the very start; on PostgreSQL the one that comes second runs again.
         turn.session.add(
             Worker(worker_id=worker_id, instance_id=instance_id, seen_at=turn.now, desired_state="run")
         )
@@ -39,11 +40,12 @@ def meet(turn: Turn, worker_id: str, instance_id: str) -> bool:
     if instance_id != worker.instance_id:
         worker.past_instances = [*worker.past_instances, worker.instance_id][-INSTANCES_KEPT:]
         worker.instance_id = instance_id
-        held = select(Attempt).where(
-            Attempt.worker_id == worker_id, Attempt.ended_as.is_(None), Attempt.instance_id != instance_id
+        displaced = and_(
+            Attempt.worker_id == worker_id,
+            Attempt.instance_id != instance_id,
+            or_(Attempt.lapsed_as.is_(None), Attempt.lapsed_as != Lapse.NEW_INSTANCE.value),
         )
-        for attempt in turn.session.scalars(held.with_for_update()):
-            lapse(turn, attempt, Lapse.NEW_INSTANCE)
+        lapse(turn, displaced, Lapse.NEW_INSTANCE)
     return True
 
 
@@ -55,8 +57,9 @@ def take_status(turn: Turn, status: wire.WorkerStatus) -> wire.WorkerOrders:
         # Without its leases: they hold secrets.
         worker.status = status.model_dump(mode="json", exclude={"leases"})
     timing = turn.settings.timing
+    leases = sorted(status.leases, key=lambda lease: lease.job_id)
     return wire.WorkerOrders(
-        leases={lease.job_id: _renew(turn, lease) for lease in status.leases},
+        leases={lease.job_id: _renew(turn, lease) for lease in leases},
         desired_state=worker.desired_state,
         interval_s=wire.StatusIntervals(idle=timing.status_idle_s, busy=timing.status_busy_s),
     )

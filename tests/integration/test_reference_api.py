@@ -22,8 +22,8 @@ CLI = [sys.executable, "-c", "from rvmcv_worker.reference.cli import main; main(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ReferenceServer]:
-    with ReferenceServer(reap=False) as running:
+def server(database_url: str) -> Iterator[ReferenceServer]:
+    with ReferenceServer(reap=False, database_url=database_url) as running:
         yield running
 
 

@@ -20,8 +20,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(scope="module")
-def server(clock: FakeClock) -> Iterator[ReferenceServer]:
-    with ReferenceServer(clock=clock, reap=False) as running:
+def server(clock: FakeClock, database_url: str) -> Iterator[ReferenceServer]:
+    with ReferenceServer(clock=clock, reap=False, database_url=database_url) as running:
         yield running
 
 
@@ -282,9 +282,44 @@ def test_new_daemon_frees_the_jobs_of_the_old_one_at_once(worker: Talker, server
     worker.restart()
     assert names(worker) == [job_id]
     assert worker.progress(job_id, token, 1).json()["reason"] == "ended"
-    assert worker.claim(job_id, claim_id).json()["reason"] == "ended"
     assert server.job(job_id)["attempts"][0]["lapsed_as"] == "new_instance"
     assert worker.claim(job_id).json()["attempt"] == 2
+    assert worker.claim(job_id, claim_id).json()["reason"] == "ended"
+
+
+@pytest.mark.parametrize(("code", "counts"), [("worker_stopped", False), ("worker_died", True)])
+def test_claim_whose_answer_a_dead_daemon_never_saw_is_handed_back_by_the_next(
+    worker: Talker, server: ReferenceServer, code: str, counts: bool
+) -> None:
+    job_id, claim_id = worker.queue(), str(uuid.uuid4())
+    lost = worker.claim(job_id, claim_id).json()
+    worker.restart()
+    repeated = worker.claim(job_id, claim_id)
+    assert (repeated.status_code, repeated.json()) == (200, lost)
+    token = repeated.json()["lease_token"]
+    assert worker.progress(job_id, token, 1).json()["reason"] == "ended"
+    assert worker.hand_back(job_id, token, code).status_code == 200
+    (attempt,) = server.job(job_id)["attempts"]
+    assert (attempt["ended_as"], attempt["counts"], attempt["error"]["code"]) == ("queued", counts, code)
+    assert worker.claim(job_id, claim_id).json()["reason"] == "ended"
+    assert names(worker) == [job_id]
+
+
+def test_claim_that_a_displaced_daemon_repeats_is_ended(worker: Talker) -> None:
+    job_id, claim_id = worker.queue(), str(uuid.uuid4())
+    worker.claim(job_id, claim_id)
+    old = worker.instance_id
+    worker.restart()
+    worker.status()
+    assert worker.claim(job_id, claim_id, instance_id=old).json()["reason"] == "ended"
+
+
+def test_claim_id_of_another_worker_or_job_is_ended(worker: Talker, server: ReferenceServer) -> None:
+    job_id, second, claim_id = worker.queue(), worker.queue(), str(uuid.uuid4())
+    worker.claim(job_id, claim_id)
+    assert Talker(server, worker.job_type).claim(job_id, claim_id).json()["reason"] == "ended"
+    assert worker.claim(second, claim_id).json()["reason"] == "ended"
+    assert server.job(second)["status"] == "queued"
 
 
 def test_result_that_waited_in_the_outbox_of_a_restarted_daemon_still_counts(worker: Talker) -> None:

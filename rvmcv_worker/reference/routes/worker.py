@@ -58,7 +58,7 @@ async def offer_jobs(
 
 async def _wait_for_jobs(queue: Queue, poll: wire.Offer, request: Request) -> list[wire.OfferedJob]:
     ends = time.monotonic() + poll.wait
-    with queue.wakeup.waiting() as news:
+    with queue.wakeup.waiting(poll.job_types.split(",")) as news:
         while True:
             news.clear()
             jobs, due_s = await run_in_threadpool(queue.offer, poll)
