@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from loguru import logger
 
 from rvmcv_worker.reference.server import ReferenceServer
@@ -19,6 +20,8 @@ EXPECTED_S = {"unit": 40.0, "integration": 150.0, "acceptance": 170.0}
 #: A machine may be this much slower, or shared, before a suite counts as over its budget.
 _SLACK = 1.7
 BUDGET_S = {suite: expected_s * _SLACK for suite, expected_s in EXPECTED_S.items()}
+
+hypothesis_settings.register_profile("chaos", max_examples=2000)
 
 _spent_s: dict[str, float] = defaultdict(float)
 
