@@ -13,7 +13,7 @@ from rvmcv_worker.reference.jobs import (
     open_attempt,
     refusal,
 )
-from rvmcv_worker.reference.leases import hold
+from rvmcv_worker.reference.leases import hold_locked
 from rvmcv_worker.reference.states import JobStatus, Lapse, Reason
 from rvmcv_worker.reference.tables import Attempt, Job
 from rvmcv_worker.reference.turn import FencedError, Turn, hash_token
@@ -49,7 +49,7 @@ def _repeated(turn: Turn, job: Job, known: Attempt, wanted: wire.Claim) -> wire.
     if not owner or known.ended_as is not None:
         return FencedError(Reason.ENDED, "the attempt of this claim is over")
     if known.lapsed_as != Lapse.NEW_INSTANCE.value:
-        hold(turn, job.job_id, turn.lease_token(known.claim_id))
+        hold_locked(turn, job, turn.lease_token(known.claim_id))
     return _answer(turn, job, known)
 
 

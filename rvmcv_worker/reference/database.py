@@ -88,12 +88,21 @@ def _make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE, max_overflow=0)
+        engine = create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE, max_overflow=0)
+        event.listen(engine, "connect", _configure_postgresql)
+        return engine
     engine = create_engine(parsed)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _configure_postgresql(connection: Any, _record: object) -> None:
+    # The index on the rank gives queued jobs in their order. A planner that has not heard of them yet (they
+    # may be minutes old and ten thousand) takes them for few, and would fetch and sort all for one offer.
+    connection.execute("SET enable_bitmapscan = off")
+    connection.commit()
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

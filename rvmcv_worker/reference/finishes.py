@@ -6,8 +6,8 @@ from sqlalchemy import select
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import settle_model
-from rvmcv_worker.reference.jobs import COUNTED_ERRORS, attempts_of, end_attempt, end_job, find_job
-from rvmcv_worker.reference.leases import hold, refusal_of_token
+from rvmcv_worker.reference.jobs import COUNTED_ERRORS, attempts_of, end_attempt, end_job, find_job, refusal
+from rvmcv_worker.reference.leases import hold_locked, refusal_of_token
 from rvmcv_worker.reference.states import FINAL, JobStatus
 from rvmcv_worker.reference.tables import Attempt, InferenceJob, InferenceLog, Job, TrainingJob
 from rvmcv_worker.reference.turn import Turn, hash_token
@@ -21,12 +21,14 @@ def finish(turn: Turn, report: wire.Finish) -> wire.Accepted:
     finish_id = str(report.finish_id)
     # Locked before the look: the same report may be on its way twice at once.
     job = find_job(turn, report.job_id, lock=True)
+    if job is None:
+        raise refusal(None)
     known = turn.session.scalar(select(Attempt).where(Attempt.finish_id == finish_id))
     if known is not None:
         if (known.job_id, known.lease_token_hash) != (report.job_id, hash_token(report.lease_token)):
             raise refusal_of_token(turn, job, report.lease_token)
         return wire.Accepted()
-    job, attempt = hold(turn, report.job_id, report.lease_token, to_finish=True)
+    attempt = hold_locked(turn, job, report.lease_token, to_finish=True)
     error = report.error.model_dump(exclude_none=True) if report.error else None
     attempt.finish_id = finish_id
     attempt.error = error

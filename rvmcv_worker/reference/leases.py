@@ -20,6 +20,13 @@ def hold(turn: Turn, job_id: str, lease_token: str, *, to_finish: bool = False) 
     job; `to_finish` admits also the attempt of a daemon that was started anew.
     """
     job = find_job(turn, job_id, lock=True)
+    if job is None:
+        raise refusal(None)
+    return job, hold_locked(turn, job, lease_token, to_finish=to_finish)
+
+
+def hold_locked(turn: Turn, job: Job, lease_token: str, *, to_finish: bool = False) -> Attempt:
+    """Do the same for a job that this transaction has locked already."""
     admitted: ColumnElement[bool] = Attempt.ended_as.is_(None)
     if not to_finish:
         admitted = and_(
@@ -27,21 +34,21 @@ def hold(turn: Turn, job_id: str, lease_token: str, *, to_finish: bool = False) 
         )
     attempt = turn.session.scalar(
         update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.lease_token_hash == hash_token(lease_token), admitted)
+        .where(Attempt.job_id == job.job_id, Attempt.lease_token_hash == hash_token(lease_token), admitted)
         .values(lease_until=turn.now + Attempt.lease_s)
         .returning(Attempt)
     )
-    if job is None or attempt is None:
+    if attempt is None:
         raise refusal_of_token(turn, job, lease_token)
     if not to_finish and attempt.lapsed_as is not None:
         _take_back(job, attempt)
-    return job, attempt
+    return attempt
 
 
-def refusal_of_token(turn: Turn, job: Job | None, lease_token: str) -> FencedError:
+def refusal_of_token(turn: Turn, job: Job, lease_token: str) -> FencedError:
     """Return why this token does not hold this job."""
     fenced = refusal(job)
-    if fenced.reason is Reason.TAKEN and job is not None:
+    if fenced.reason is Reason.TAKEN:
         newest = attempts_of(turn, job.job_id)[-1]
         if newest.lease_token_hash == hash_token(lease_token):
             return FencedError(Reason.ENDED, "this attempt is over")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, case, cast, exists, func, or_, select
+from sqlalchemy import Integer, Select, Text, bindparam, case, cast, exists, func, or_, select
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import active_model
 from rvmcv_worker.reference.jobs import JOB_TABLES, fail_if_exhausted, table_of
 from rvmcv_worker.reference.states import JobStatus
-from rvmcv_worker.reference.tables import Attempt, Job, TrainingJob, rank_of
+from rvmcv_worker.reference.tables import Attempt, Job, Seconds, TrainingJob, rank_of
 from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.turn import Turn
 
@@ -47,20 +48,18 @@ def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
 def _take(turn: Turn, table: type[Job], poll: wire.Offer) -> list[Job]:
     """Lock up to ``slots`` jobs of one table, passing by those that another poll is being offered."""
     taken: list[Job] = []
-    query = (
-        select(table)
-        .where(_wanted(turn, table, poll))
-        .order_by(
-            rank_of(table.priority, table.created_at, turn.settings.timing.ageing_s),
-            table.created_at,
-            table.id,
-        )
-        .with_for_update(skip_locked=True)
-    )
+    query = _offerable(table, poll.gpus_free, turn.settings.timing.ageing_s)
+    wanted = {
+        "job_types": poll.job_types.split(","),
+        "worker_id": poll.worker_id,
+        "instance_id": str(poll.instance_id),
+        "now": turn.now,
+    }
     while len(taken) < poll.slots:
         # No more than are offered: what is locked for nothing would be withheld from the others.
         limit = poll.slots - len(taken)
-        found = turn.session.scalars(query.where(table.id.not_in([job.id for job in taken])).limit(limit)).all()
+        known = [job.id for job in taken]
+        found = turn.session.scalars(query, {**wanted, "taken": known, "slots": limit}).all()
         taken += [job for job in found if not fail_if_exhausted(turn, job)]
         if len(found) < limit:
             break
@@ -94,20 +93,29 @@ def _tables(poll: wire.Offer) -> list[type[Job]]:
     return [table for table in JOB_TABLES if table in wanted]
 
 
-def _wanted(turn: Turn, table: type[Job], poll: wire.Offer) -> ColumnElement[bool]:
-    too_many = [str(gpus) for gpus in range(max(poll.gpus_free, 1) + 1, GPUS_LIMIT + 1)]
+@cache  # to build it takes longer than to run it
+def _offerable(table: type[Job], gpus_free: int, ageing_s: float) -> Select[tuple[Job]]:
+    too_many = [str(gpus) for gpus in range(max(gpus_free, 1) + 1, GPUS_LIMIT + 1)]
     held_by_asker = exists().where(
         Attempt.job_id == table.job_id,
-        Attempt.instance_id == str(poll.instance_id),
+        Attempt.instance_id == bindparam("instance_id"),
         Attempt.ended_as.is_(None),
     )
-    return and_(
-        table.status == JobStatus.QUEUED.value,
-        table.job_type.in_(poll.job_types.split(",")),
-        table.not_before <= turn.now,
-        or_(table.offered_until <= turn.now, table.offered_to == poll.worker_id),
-        # Its lease ran out, but it is still at work: its result is to be waited for.
-        ~held_by_asker,
-        # As JSON text: what is not a number is for the worker to refuse.
-        func.coalesce(cast(table.config["gpus"], Text), "1").not_in(too_many),
+    now = bindparam("now", type_=Seconds)
+    return (
+        select(table)
+        .where(
+            table.status == JobStatus.QUEUED.value,
+            table.job_type.in_(bindparam("job_types", expanding=True)),
+            table.not_before <= now,
+            or_(table.offered_until <= now, table.offered_to == bindparam("worker_id")),
+            # Its lease ran out, but it is still at work: its result is to be waited for.
+            ~held_by_asker,
+            # As JSON text: what is not a number is for the worker to refuse.
+            func.coalesce(cast(table.config["gpus"], Text), "1").not_in(too_many),
+            table.id.not_in(bindparam("taken", expanding=True)),
+        )
+        .order_by(rank_of(table.priority, table.created_at, ageing_s), table.created_at, table.id)
+        .limit(bindparam("slots", type_=Integer))
+        .with_for_update(skip_locked=True)
     )

@@ -17,7 +17,8 @@ def take_progress(turn: Turn, report: wire.ProgressReport) -> wire.Directive:
         attempt.last_seq = report.seq
         state = report.progress.model_dump(mode="json", exclude_none=True, exclude={"history"})
         job.progress = {**state, "attempt": attempt.attempt}
-        job.history = merge_history(job.history, report.progress.history)
+        if report.progress.history:
+            job.history = merge_history(job.history, report.progress.history)
         if report.progress.checkpoint is not None:
             job.checkpoint = report.progress.checkpoint.model_dump(exclude_none=True)
     return wire.Directive(directive="cancel" if job.status == JobStatus.CANCELLING.value else "continue")

@@ -74,11 +74,11 @@ class Job(Base):
     offered_to: Mapped[str | None] = mapped_column(String(100))
     offered_until: Mapped[float] = mapped_column(Seconds, default=0.0)
     progress: Mapped[dict[str, Any] | None]
-    #: One entry per epoch, as reported.
-    history: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    #: One entry per epoch, as reported. Large, so it is read only where it is looked at; so is the result.
+    history: Mapped[list[Any]] = mapped_column(JSON, default=list, deferred=True)
     #: Where the next attempt goes on: ``path`` or ``url``, ``sha256``, ``epoch`` or ``next_index``.
     checkpoint: Mapped[dict[str, Any] | None]
-    result: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
     error: Mapped[dict[str, Any] | None]
     timings: Mapped[dict[str, Any] | None]
     #: Whether the job's model was activated, and why or why not.

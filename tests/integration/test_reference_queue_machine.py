@@ -8,17 +8,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
-    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -48,6 +46,13 @@ FINAL_STATES = {status.value for status in FINAL}
 #: Within and beyond: an offer's hold, an inference's lease, an outage, a training's lease, a delay.
 PAUSES_S = (0.4, 3.5, 21.0, 31.0, 46.0, 61.0)
 
+#: Which of the things that there are, the newest first.
+NTH = st.integers(0, 7)
+
+#: One request in four does not arrive, or not yet.
+LOST = st.sampled_from([False, False, False, True])
+
+Thing = TypeVar("Thing")
 Request = wire.Claim | wire.ProgressReport | wire.Finish | wire.WorkerStatus | wire.Offer
 
 
@@ -78,15 +83,13 @@ class Known:
 class QueueMachine(RuleBasedStateMachine):
     """Some workers with late, lost and repeated requests, an admin, a clock, and a server that restarts."""
 
-    jobs = Bundle("jobs")
-    tokens = Bundle("tokens")
-    requests = Bundle("requests")
-
     def __init__(self, database_url: str) -> None:
         super().__init__()
         self._url = database_url
         self._clock = FakeClock()
         self._known: dict[str, Known] = {}
+        self._tokens: list[tuple[str, str]] = []  # (job, token) of each accepted claim
+        self._requests: list[Request] = []
         self._instances = {worker: [uuid.uuid4()] for worker in WORKERS}
         #: As the server has met them: the newest is the current one.
         self._met: dict[str, list[uuid.UUID]] = {worker: [] for worker in WORKERS}
@@ -124,19 +127,19 @@ class QueueMachine(RuleBasedStateMachine):
 
     # Admins --------------------------------------------------------------------------------------
 
-    @initialize(target=jobs)
-    def first_job(self) -> Any:
-        return self.queue_job("yolo11", 0)
+    @initialize()
+    def first_job(self) -> None:
+        self.queue_job("yolo11", 0)
 
-    @rule(target=jobs, job_type=st.sampled_from(JOB_TYPES), priority=st.integers(0, 3))
-    @precondition(lambda self: len(self._known) < 4)
-    def queue_job(self, job_type: str, priority: int) -> Any:
+    @rule(job_type=st.sampled_from(JOB_TYPES), priority=st.integers(0, 3))
+    @precondition(lambda self: len(self._known) < 3)
+    def queue_job(self, job_type: str, priority: int) -> None:
         job_id = self._queue.enqueue(job_type, {}, priority=priority)
         self._known[job_id] = Known()
-        return job_id
 
-    @rule(job=jobs)
-    def cancel(self, job: str) -> None:
+    @rule(nth=NTH)
+    def cancel(self, nth: int) -> None:
+        job = self._job(nth)
         before = self._look()[job].status
         after = self._queue.cancel(job)
         assert after is not None
@@ -149,37 +152,33 @@ class QueueMachine(RuleBasedStateMachine):
     def start_daemon_anew(self, worker: str) -> None:
         self._instances[worker].append(uuid.uuid4())
 
-    @rule(target=requests, worker=st.sampled_from(WORKERS), job=jobs, lost=st.booleans())
-    def claim(self, worker: str, job: str, lost: bool) -> Any:
+    @rule(worker=st.sampled_from(WORKERS), nth=NTH, lost=LOST)
+    def claim(self, worker: str, nth: int, lost: bool) -> None:
         """Claim any job, offered or not; a lost request may still be delivered later."""
-        instance_id = self._instances[worker][-1]
+        self._claim(worker, self._job(nth), lost)
+
+    def _claim(self, worker: str, job: str, lost: bool) -> None:
         request = wire.Claim(
-            event="claim", job_id=job, worker_id=worker, instance_id=instance_id, claim_id=uuid.uuid4()
+            event="claim",
+            job_id=job,
+            worker_id=worker,
+            instance_id=self._instances[worker][-1],
+            claim_id=uuid.uuid4(),
         )
-        if not lost:
-            self._deliver(request)
-        return request
+        self._send(request, lost)
 
-    @rule(target=requests, request=requests)
-    def repeat_claim_after_a_crash(self, request: Request) -> Any:
+    @rule(nth=NTH)
+    @precondition(lambda self: self._claims())
+    def repeat_claim_after_a_crash(self, nth: int) -> None:
         """The next daemon repeats what its predecessor had asked for."""
-        if not isinstance(request, wire.Claim):
-            return multiple()
-        again = request.model_copy(update={"instance_id": self._instances[request.worker_id][-1]})
-        self._deliver(again)
-        return again
+        request = self._nth(self._claims(), nth)
+        current = self._instances[request.worker_id][-1]
+        self._send(request.model_copy(update={"instance_id": current}), False)
 
-    @rule(target=tokens, request=requests)
-    def learn_token(self, request: Request) -> Any:
-        """Of a claim that was accepted: (job, token)."""
-        if not isinstance(request, wire.Claim):
-            return multiple()
-        known = self._known[request.job_id].tokens.get(str(request.claim_id))
-        return multiple() if known is None else (request.job_id, known[0])
-
-    @rule(target=requests, holder=tokens, lost=st.booleans())
-    def progress(self, holder: tuple[str, str], lost: bool) -> Any:
-        job, token = holder
+    @rule(nth=NTH, lost=LOST)
+    @precondition(lambda self: self._tokens)
+    def progress(self, nth: int, lost: bool) -> None:
+        job, token = self._nth(self._tokens, nth)
         self._seq += 1
         request = wire.ProgressReport(
             event="progress",
@@ -188,19 +187,17 @@ class QueueMachine(RuleBasedStateMachine):
             seq=self._seq,
             progress=wire.Progress(fraction=0.5, history=[{"epoch": self._seq}]),
         )
-        if not lost:
-            self._deliver(request)
-        return request
+        self._send(request, lost)
 
     @rule(
-        target=requests,
-        holder=tokens,
+        nth=NTH,
         status=st.sampled_from(["completed", "failed", "cancelled", "queued"]),
         code=st.sampled_from(["worker_died", "worker_stopped", "job_crashed", "dataset_unavailable"]),
-        lost=st.booleans(),
+        lost=LOST,
     )
-    def finish(self, holder: tuple[str, str], status: Any, code: str, lost: bool) -> Any:
-        job, token = holder
+    @precondition(lambda self: self._tokens)
+    def finish(self, nth: int, status: Any, code: str, lost: bool) -> None:
+        job, token = self._nth(self._tokens, nth)
         finish_id = uuid.uuid4()
         request = wire.Finish(
             event="finish",
@@ -211,12 +208,11 @@ class QueueMachine(RuleBasedStateMachine):
             result={"of": str(finish_id)} if status == "completed" else None,
             error=wire.Fault(code=code, message="m") if status in ("failed", "queued") else None,
         )
-        if not lost:
-            self._deliver(request)
-        return request
+        self._send(request, lost)
 
-    @rule(target=requests, worker=st.sampled_from(WORKERS), holders=st.lists(tokens, max_size=3))
-    def show_status(self, worker: str, holders: list[tuple[str, str]]) -> Any:
+    @rule(worker=st.sampled_from(WORKERS), leases=st.integers(0, 4), lost=LOST)
+    def show_status(self, worker: str, leases: int, lost: bool) -> None:
+        holders = self._tokens[-leases:] if leases else []
         request = wire.WorkerStatus(
             worker_id=worker,
             instance_id=self._instances[worker][-1],
@@ -229,11 +225,10 @@ class QueueMachine(RuleBasedStateMachine):
             jobs=wire.JobCounts(running=0, completed=0, failed=0, cancelled=0),
             leases=[wire.Lease(job_id=job, lease_token=token) for job, token in holders],
         )
-        self._deliver(request)
-        return request
+        self._send(request, lost)
 
-    @rule(target=requests, worker=st.sampled_from(WORKERS), slots=st.integers(1, 3))
-    def poll(self, worker: str, slots: int) -> Any:
+    @rule(worker=st.sampled_from(WORKERS), slots=st.integers(1, 3), lost=LOST)
+    def poll(self, worker: str, slots: int, lost: bool) -> None:
         request = wire.Offer(
             worker_id=worker,
             instance_id=self._instances[worker][-1],
@@ -241,12 +236,27 @@ class QueueMachine(RuleBasedStateMachine):
             job_types=",".join(JOB_TYPES),
             slots=slots,
         )
-        self._deliver(request)
-        return request
+        self._send(request, lost)
 
-    @rule(request=requests)
-    def deliver_late_or_again(self, request: Request) -> None:
-        self._deliver(request)
+    @rule(nth=NTH)
+    @precondition(lambda self: self._requests)
+    def deliver_late_or_again(self, nth: int) -> None:
+        self._deliver(self._nth(self._requests, nth))
+
+    def _send(self, request: Request, lost: bool) -> None:
+        self._requests.append(request)
+        if not lost:
+            self._deliver(request)
+
+    def _claims(self) -> list[wire.Claim]:
+        return [request for request in self._requests if isinstance(request, wire.Claim)]
+
+    def _job(self, nth: int) -> str:
+        return self._nth(list(self._known), nth)
+
+    @staticmethod
+    def _nth(things: list[Thing], nth: int) -> Thing:
+        return things[-1 - nth % len(things)]
 
     # What each answer must be --------------------------------------------------------------------
 
@@ -286,6 +296,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert answer.attempt == len(before[request.job_id].attempts) + 1
         assert answer.lease_token not in {token for token, _ in known.tokens.values()}
         known.tokens[claim_id] = (answer.lease_token, answer.attempt)
+        self._tokens.append((request.job_id, answer.lease_token))
 
     def _deliver_progress(self, request: wire.ProgressReport, before: dict[str, Snapshot]) -> None:
         try:
@@ -437,7 +448,8 @@ class QueueMachine(RuleBasedStateMachine):
         )
         self._meet(worker, poll.instance_id)
         for job in self._queue.offer(poll)[0]:
-            self.finish(self.learn_token(self.claim(worker, job.job_id, False)), "completed", "", False)
+            self._claim(worker, job.job_id, False)
+            self.finish(0, "completed", "", False)
 
 
 def test_any_order_of_calls_keeps_the_promises(database_url: str) -> None:
