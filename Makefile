@@ -20,6 +20,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
 	command -v setpriv >/dev/null && command -v prlimit >/dev/null || missing="$$missing util-linux"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	  missing="$$missing postgresql"; \
 	[ -z "$$missing" ] || echo "missing, install with:  sudo apt install$$missing"; \
 	case "$$missing" in *venv*) exit 1;; esac
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)

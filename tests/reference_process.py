@@ -59,6 +59,10 @@ class ReferenceProcess:
         """Return a job."""
         return self._admin("GET", f"job/{job_id}")
 
+    def workers(self) -> set[str]:
+        """Return the names of the workers that have called."""
+        return {worker["worker_id"] for worker in self._admin("GET", "metrics")["workers"]}
+
     def cancel(self, job_id: str) -> None:
         """Cancel a job."""
         self._admin("DELETE", f"job/{job_id}/cancel")

@@ -10,6 +10,7 @@ import requests
 from sqlalchemy.orm import Session
 
 from rvmcv_worker.reference.server import ReferenceServer
+from tests.reference_process import ReferenceProcess
 
 
 class FakeClock:
@@ -30,7 +31,7 @@ class Talker:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, server: ReferenceServer, job_type: str | None = None) -> None:
+    def __init__(self, server: ReferenceServer | ReferenceProcess, job_type: str | None = None) -> None:
         number = next(self._numbers)
         self.server = server
         self.worker_id = f"worker{number}"

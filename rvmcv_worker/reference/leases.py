@@ -32,7 +32,7 @@ def hold_locked(turn: Turn, job: Job, lease_token: str, *, to_finish: bool = Fal
         admitted = and_(
             admitted, or_(Attempt.lapsed_as.is_(None), Attempt.lapsed_as == Lapse.LEASE_EXPIRED.value)
         )
-    attempt = turn.session.scalar(
+    attempt: Attempt | None = turn.session.scalar(
         update(Attempt)
         .where(Attempt.job_id == job.job_id, Attempt.lease_token_hash == hash_token(lease_token), admitted)
         .values(lease_until=turn.now + Attempt.lease_s)

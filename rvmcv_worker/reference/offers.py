@@ -94,7 +94,7 @@ def _tables(poll: wire.Offer) -> list[type[Job]]:
 
 
 @cache  # to build it takes longer than to run it
-def _offerable(table: type[Job], gpus_free: int, ageing_s: float) -> Select[tuple[Job]]:
+def _offerable(table: type[Job], gpus_free: int, ageing_s: float) -> Select[Job]:
     too_many = [str(gpus) for gpus in range(max(gpus_free, 1) + 1, GPUS_LIMIT + 1)]
     held_by_asker = exists().where(
         Attempt.job_id == table.job_id,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
 from rvmcv_worker.reference import claims, finishes, jobs, leases, offers, wire, workers
 from rvmcv_worker.reference.database import Database, lost_race
@@ -19,8 +19,10 @@ from rvmcv_worker.reference.turn import WAKE, FencedError, Turn
 from rvmcv_worker.reference.wakeup import Wakeup
 
 Answer = TypeVar("Answer")
-#: How often a transaction runs that PostgreSQL makes give way to others, and the longest pause between.
-RACE_TRIES, RACE_PAUSE_S = 10, 0.05
+#: Runs a transaction anew that PostgreSQL made give way to another one.
+_again = Retrying(
+    retry=retry_if_exception(lost_race), stop=stop_after_attempt(10), wait=wait_random(0, 0.05), reraise=True
+)
 
 
 class Queue:
@@ -55,16 +57,14 @@ class Queue:
         with self._database.read() as session:
             yield Turn(session, self._database.clock(session), self._settings, self._lease_key)
 
-    @retry(
-        retry=retry_if_exception(lost_race),
-        stop=stop_after_attempt(RACE_TRIES),
-        wait=wait_random(0, RACE_PAUSE_S),
-        reraise=True,
-    )
     def _run(self, step: Callable[[Turn], Answer]) -> Answer:
         """Run one transaction; anew when it had to give way to another one."""
-        with self.turn() as turn:
-            return step(turn)
+
+        def once() -> Answer:
+            with self.turn() as turn:
+                return step(turn)
+
+        return _again(once)
 
     def enqueue(
         self, job_type: str, config: dict[str, Any], *, priority: int = 0, job_id: str | None = None

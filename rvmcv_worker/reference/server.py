@@ -67,6 +67,8 @@ class ReferenceServer:
         s3_clock: Callable[[], float] = time.time,
         reap: bool = True,
     ) -> None:
+        if lease_key is not None and not re.fullmatch("[0-9a-f]{64}", lease_key):
+            raise ValueError("the lease key must be 64 hex digits: make one by `openssl rand -hex 32`")
         self.settings = settings or Settings()
         self._temporary = None if data_dir else tempfile.TemporaryDirectory(prefix="rvmcv-reference-")
         self.data_dir = data_dir or Path(self._temporary.name if self._temporary else ".")
@@ -77,8 +79,6 @@ class ReferenceServer:
         self._s3_keys = (s3_access_key, s3_secret_key)
         self._tls = (tls_cert, tls_key)
         self._clock, self._s3_clock = clock, s3_clock
-        if lease_key is not None and not re.fullmatch("[0-9a-f]{64}", lease_key):
-            raise ValueError("the lease key must be 64 hex digits: make one by `openssl rand -hex 32`")
         self._lease_key = lease_key
         self._reap = reap
 

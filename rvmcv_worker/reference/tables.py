@@ -213,7 +213,8 @@ class Worker(Base):
     instance_id: Mapped[str] = mapped_column(String(36))
     #: Earlier instances, oldest first: one that comes back is a second daemon of the same name.
     past_instances: Mapped[list[Any]] = mapped_column(JSON, default=list)
-    #: How often a past instance came back; more than a few means two daemons share the name.
+    #: How often a past instance came back since the newest came; more than a few means that two daemons
+    #: share the name.
     alternations: Mapped[int] = mapped_column(default=0)
     desired_state: Mapped[str] = mapped_column(String(10), default="run")
     status: Mapped[dict[str, Any] | None]

@@ -92,6 +92,6 @@ class Wakeup:
                         teller, _, job_types = told.payload.partition(" ")
                         if teller != self._own_name:
                             self._wake(frozenset(job_types.split(",")))
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 log.warning("not told of jobs that other servers queue, until PostgreSQL is back: %s", error)
             await asyncio.sleep(LISTEN_AGAIN_S)

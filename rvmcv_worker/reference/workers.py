@@ -40,6 +40,7 @@ def meet(turn: Turn, worker_id: str, instance_id: str) -> bool:
     if instance_id != worker.instance_id:
         worker.past_instances = [*worker.past_instances, worker.instance_id][-INSTANCES_KEPT:]
         worker.instance_id = instance_id
+        worker.alternations = 0
         displaced = and_(
             Attempt.worker_id == worker_id,
             Attempt.instance_id != instance_id,

@@ -7,7 +7,7 @@ import json
 import signal
 import stat
 import subprocess
-import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import pytest
 import requests
 
 from rvmcv_worker.reference.server import ReferenceServer
+from tests.reference_process import CLI
 from tests.reference_talker import Talker, headers
-
-CLI = [sys.executable, "-c", "from rvmcv_worker.reference.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +249,19 @@ def test_job_page_shows_the_error_and_runs_nothing(server: ReferenceServer) -> N
     assert call(server, "GET", "/job?job_id=none", **login).status_code == 404
 
 
+def test_jobs_page_warns_of_two_daemons_of_one_name(server: ReferenceServer) -> None:
+    login = {"auth": ("any", server.admin_token), "headers": {}}
+    worker = Talker(server)
+    first, second = worker.instance_id, str(uuid.uuid4())
+    for instance in (first, second, first, second, first):
+        worker.instance_id = instance
+        worker.status()
+    warning = f"Two daemons run as worker {worker.worker_id}"
+    assert warning not in call(server, "GET", "/jobs", **login).text
+    worker.status()
+    assert warning in call(server, "GET", "/jobs", **login).text
+
+
 @pytest.mark.parametrize("auth", [None, ("any", "wrong"), ("any", "worker")])
 def test_pages_need_an_admin_token(server: ReferenceServer, auth: tuple[str, str] | None) -> None:
     if auth == ("any", "worker"):
@@ -318,3 +330,22 @@ def test_command_line_says_what_is_wrong(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql:///x?host=/nowhere", "cannot use the database: .*/nowhere"),
+        ("sqlite:////nowhere/x.db", "cannot use the database: unable to open"),
+        ("nonsense", "not a database's URL"),
+        ("nosuch://here/x", "not a database's URL"),
+    ],
+)
+def test_server_without_its_database_says_so(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(OSError, match=message):
+        ReferenceServer(tmp_path, database_url=url).start()
+
+
+def test_lease_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="64 hex digits"):
+        ReferenceServer(tmp_path, lease_key="short")

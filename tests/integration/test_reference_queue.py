@@ -427,6 +427,14 @@ def test_third_counted_hand_back_poisons_the_job(worker: Talker, clock: FakeCloc
     assert len(job["error"]["details"]["attempts"]) == 3
 
 
+def test_poisoned_job_cannot_be_claimed_past_the_offers(worker: Talker) -> None:
+    job_id = worker.queue()
+    for _ in range(3):
+        worker.hand_back(job_id, worker.take(job_id), "worker_died")
+    assert worker.claim(job_id).json()["reason"] == "finished"
+    assert worker.server.job(job_id)["status"] == "failed"
+
+
 def test_expired_leases_poison_but_not_before_the_job_would_be_offered(
     worker: Talker, server: ReferenceServer, clock: FakeClock
 ) -> None:

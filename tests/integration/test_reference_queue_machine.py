@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -35,7 +34,7 @@ from rvmcv_worker.reference.wakeup import Wakeup
 from tests.reference_talker import FakeClock
 
 LEASE_KEY = bytes(32)
-WORKERS = ("anna", "bert", "carl")
+WORKERS = ("anna", "bert")
 JOB_TYPES = ("yolo11", "inference")
 #: Shorter than in production, so that few ticks of the reaper lie between.
 SETTINGS = Settings(
@@ -44,7 +43,7 @@ SETTINGS = Settings(
 TICK_S = 15.0
 FINAL_STATES = {status.value for status in FINAL}
 #: Within and beyond: an offer's hold, an inference's lease, an outage, a training's lease, a delay.
-PAUSES_S = (0.4, 3.5, 21.0, 31.0, 46.0, 61.0)
+PAUSES_S = (0.4, 3.5, 21.0, 31.0, 46.0, 46.0, 61.0)
 
 #: Which of the things that there are, the newest first.
 NTH = st.integers(0, 7)
@@ -120,10 +119,8 @@ class QueueMachine(RuleBasedStateMachine):
             left_s -= TICK_S
             self._queue.reap()
         self._clock.advance(left_s)
-
-    @rule()
-    def reap(self) -> None:
-        self._queue.reap()
+        if ticks:
+            self._queue.reap()
 
     # Admins --------------------------------------------------------------------------------------
 
@@ -151,18 +148,21 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS))
     def start_daemon_anew(self, worker: str) -> None:
         self._instances[worker].append(uuid.uuid4())
+        self.show_status(worker, 0, False)
 
-    @rule(worker=st.sampled_from(WORKERS), nth=NTH, lost=LOST)
-    def claim(self, worker: str, nth: int, lost: bool) -> None:
+    @rule(worker=st.sampled_from(WORKERS), nth=NTH, lost=LOST, displaced=LOST)
+    def claim(self, worker: str, nth: int, lost: bool, displaced: bool) -> None:
         """Claim any job, offered or not; a lost request may still be delivered later."""
-        self._claim(worker, self._job(nth), lost)
+        self._claim(
+            worker, self._job(nth), lost, -2 if displaced and len(self._instances[worker]) > 1 else -1
+        )
 
-    def _claim(self, worker: str, job: str, lost: bool) -> None:
+    def _claim(self, worker: str, job: str, lost: bool, instance: int = -1) -> None:
         request = wire.Claim(
             event="claim",
             job_id=job,
             worker_id=worker,
-            instance_id=self._instances[worker][-1],
+            instance_id=self._instances[worker][instance],
             claim_id=uuid.uuid4(),
         )
         self._send(request, lost)
@@ -191,7 +191,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(
         nth=NTH,
-        status=st.sampled_from(["completed", "failed", "cancelled", "queued"]),
+        status=st.sampled_from(["queued", "queued", "queued", "completed", "failed", "cancelled"]),
         code=st.sampled_from(["worker_died", "worker_stopped", "job_crashed", "dataset_unavailable"]),
         lost=LOST,
     )
@@ -293,6 +293,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert known.tokens[claim_id] == (answer.lease_token, answer.attempt)
             return
         assert before[request.job_id].status not in FINAL_STATES
+        counted = sum(each["counts"] for each in self._look()[request.job_id].attempts)
+        assert counted < SETTINGS.poison_limit, "a poisoned job was given out"
         assert answer.attempt == len(before[request.job_id].attempts) + 1
         assert answer.lease_token not in {token for token, _ in known.tokens.values()}
         known.tokens[claim_id] = (answer.lease_token, answer.attempt)
@@ -375,7 +377,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _look(self) -> dict[str, Snapshot]:
         with self._queue.look() as turn:
-            attempts = turn.session.execute(select(Attempt.__table__).order_by(Attempt.attempt)).mappings().all()
+            attempts = (
+                turn.session.execute(select(Attempt.__table__).order_by(Attempt.attempt)).mappings().all()
+            )
             rows = [
                 row
                 for table in JOB_TABLES
@@ -403,8 +407,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert [each["attempt"] for each in job.attempts] == list(range(1, job.row["attempt"] + 1))
         assert job.open in ([], [*job.attempts[-1:]]), "an attempt that is not the newest may still write"
         held = [each for each in job.open if each["lapsed_as"] is None]
-        assert len(held) == (job.status in ("processing", "cancelling")), "neither held, nor queued, nor final"
+        assert len(held) == (job.status in ("processing", "cancelling")), (
+            "neither held, nor queued, nor final"
+        )
         assert not job.open or job.status not in FINAL_STATES
+        assert all(each["counts"] == (each["lapsed_as"] is not None) for each in job.open)
         assert (job.row["finished_at"] is not None) == (job.status in FINAL_STATES)
         assert sum(each["counts"] for each in job.attempts) <= SETTINGS.poison_limit
         assert sum(status != "queued" for status in known.accepted.values()) <= 1, "two results accepted"
@@ -431,7 +438,6 @@ class QueueMachine(RuleBasedStateMachine):
         self._instances = {worker: [uuid.uuid4()] for worker in WORKERS}
         for _ in range(3):
             self.wait(61.0, True)
-            self._queue.reap()
             for worker in WORKERS:
                 self._end_what_is_offered(worker)
         self.promises()

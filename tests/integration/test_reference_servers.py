@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from tests.postgres import Postgres
@@ -19,10 +20,15 @@ LEASE_S = 2.0
 
 
 @pytest.fixture(scope="module")
+def database_url(postgres: Postgres) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture(scope="module")
 def servers(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+    database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ReferenceProcess, ReferenceProcess]]:
-    options = ("--database-url", postgres.new_database(), "--lease-key", secrets.token_hex(32))
+    options = ("--database-url", database_url, "--lease-key", secrets.token_hex(32))
     options += ("--lease-s", str(LEASE_S))
     with contextlib.ExitStack() as stack:
         # At once, on an empty database: both try to make the tables.
@@ -37,7 +43,7 @@ def servers(
 
 def at(server: ReferenceProcess, like: Talker) -> Talker:
     """The same daemon, calling another server."""
-    twin = Talker(server, like.job_type)  # type: ignore[arg-type]
+    twin = Talker(server, like.job_type)
     twin.worker_id, twin.instance_id = like.worker_id, like.instance_id
     return twin
 
@@ -59,16 +65,32 @@ def test_poll_held_at_one_server_wakes_for_a_job_queued_at_the_other(
     here, there = servers
     worker = Talker(here)
     thread, offered = held_poll(worker)
-    # A worker is known from its first call on, so the poll is held from here.
-    names = [w["worker_id"] for w in here._admin("GET", "metrics")["workers"]]
-    while worker.worker_id not in names:
-        names = [w["worker_id"] for w in here._admin("GET", "metrics")["workers"]]
+    # A worker is known from its first call on, so from here its poll is held.
+    while worker.worker_id not in here.workers():
+        pass
     start_s = time.monotonic()
     job_id = there.queue_training({}, job_type=worker.job_type)
     thread.join(25)
     ((found, at_s),) = offered
     assert found == job_id
     assert at_s - start_s < 2
+
+
+def test_held_poll_outlives_the_connections_to_the_database(
+    servers: tuple[ReferenceProcess, ReferenceProcess], database_url: str
+) -> None:
+    here, there = servers
+    worker = Talker(here)
+    thread, offered = held_poll(worker)
+    while worker.worker_id not in here.workers():
+        pass
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        ended = connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        assert ended.rowcount > 2
+    job_id = there.queue_training({}, job_type=worker.job_type)
+    thread.join(10)
+    assert [found for found, _ in offered] == [job_id]
 
 
 def test_attempt_may_change_servers_at_every_step(
@@ -94,7 +116,7 @@ def test_job_of_a_dead_worker_is_offered_at_the_other_server_within_its_lease_an
 ) -> None:
     here, there = servers
     dead = Talker(here)
-    other = Talker(there, dead.job_type)  # type: ignore[arg-type]
+    other = Talker(there, dead.job_type)
     job_id = dead.queue()
     dead.take(job_id)
     start_s = time.monotonic()
@@ -109,7 +131,7 @@ def test_jobs_that_many_claim_at_both_servers_are_each_claimed_once(
     servers: tuple[ReferenceProcess, ReferenceProcess],
 ) -> None:
     first = Talker(servers[0])
-    workers = [first, *(Talker(servers[n % 2], first.job_type) for n in range(5))]  # type: ignore[arg-type]
+    workers = [first, *(Talker(servers[n % 2], first.job_type) for n in range(5))]
     jobs = [first.queue() for _ in range(12)]
     won: list[str] = []
 
@@ -177,7 +199,7 @@ def in_threads(calls: list[tuple[object, Talker]]) -> None:
 
     def run(call: object, worker: Talker) -> None:
         try:
-            call(worker)  # type: ignore[operator]
+            call(worker)
         except BaseException as error:  # noqa: BLE001 - raised again below
             failed.append(error)
 

@@ -17,6 +17,8 @@ from rvmcv_worker.reference.jobs import JOB_TABLES, find_job
 from rvmcv_worker.reference.services import InServices
 
 JOBS_SHOWN = 200
+#: So many calls of a replaced daemon are more than requests that came late: two run under one name.
+TWINS = 3
 #: Nothing on these pages may run: what they show was written by strangers.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -46,8 +48,9 @@ def jobs_page(request: Request, services: InServices, _who: AsPageReader) -> Res
             for table in JOB_TABLES
             for job in turn.session.scalars(select(table).order_by(table.id.desc()).limit(JOBS_SHOWN))
         ]
+        twins = [each for each in views.all_workers(turn) if each.alternations >= TWINS]
     found.sort(key=lambda job: job.created_at, reverse=True)
-    return _page(request, "jobs.html", {"jobs": [views.summary_of(job) for job in found]})
+    return _page(request, "jobs.html", {"jobs": [views.summary_of(job) for job in found], "twins": twins})
 
 
 # The id is in the query, since it may hold what browsers take out of a path.
