@@ -26,11 +26,11 @@ def claim(turn: Turn, wanted: wire.Claim) -> wire.Claimed | FencedError:
     A refusal is returned, not raised: what the claim taught about the worker and the job stays.
     """
     current = meet(turn, wanted.worker_id, str(wanted.instance_id))
+    if not current:
+        return FencedError(Reason.ENDED, f"a newer daemon of {wanted.worker_id} has taken over")
     job = find_job(turn, wanted.job_id, lock=True)
     if job is None:
         return refusal(None)
-    if not current:
-        return FencedError(Reason.ENDED, f"a newer daemon of {wanted.worker_id} has taken over")
     known = turn.session.scalar(select(Attempt).where(Attempt.claim_id == str(wanted.claim_id)))
     if known is not None:
         return _repeated(turn, job, known, wanted)

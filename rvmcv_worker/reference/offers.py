@@ -17,6 +17,8 @@ from rvmcv_worker.reference.turn import Turn
 
 #: No worker has more, nor takes a job that asks for more.
 GPUS_LIMIT = 64
+#: After so long a poll that passed a locked job by looks again.
+PASSED_BY_S = 0.1
 
 
 def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
@@ -26,10 +28,8 @@ def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
     if len(tables) > 1:
         ageing_s = turn.settings.timing.ageing_s
         offered.sort(key=lambda job: (job.created_at / ageing_s - job.priority, job.created_at, job.id))
-    for job in offered[poll.slots :]:
-        # Locked until now, so that others may have passed it by.
-        turn.wake_polls(job.job_type)
-    for job in offered[: poll.slots]:
+        del offered[poll.slots :]
+    for job in offered:
         job.offered_to = poll.worker_id
         job.offered_until = turn.now + turn.settings.timing.offer_hold_s
     return [
@@ -41,25 +41,18 @@ def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
             created_at=rfc3339(job.created_at),
             config=_config_of(turn, job),
         )
-        for job in offered[: poll.slots]
+        for job in offered
     ]
 
 
 def _take(turn: Turn, table: type[Job], poll: wire.Offer) -> list[Job]:
     """Lock up to ``slots`` jobs of one table, passing by those that another poll is being offered."""
     taken: list[Job] = []
-    query = _offerable(table, poll.gpus_free, turn.settings.timing.ageing_s)
-    wanted = {
-        "job_types": poll.job_types.split(","),
-        "worker_id": poll.worker_id,
-        "instance_id": str(poll.instance_id),
-        "now": turn.now,
-    }
+    query = _offerable(table, poll.gpus_free, turn.settings.timing.ageing_s).with_for_update(skip_locked=True)
     while len(taken) < poll.slots:
         # No more than are offered: what is locked for nothing would be withheld from the others.
         limit = poll.slots - len(taken)
-        known = [job.id for job in taken]
-        found = turn.session.scalars(query, {**wanted, "taken": known, "slots": limit}).all()
+        found = turn.session.scalars(query, _asked(turn, poll, limit, [job.id for job in taken])).all()
         taken += [job for job in found if not fail_if_exhausted(turn, job)]
         if len(found) < limit:
             break
@@ -75,9 +68,13 @@ def _config_of(turn: Turn, job: Job) -> dict[str, Any]:
 
 
 def next_due_s(turn: Turn, poll: wire.Offer) -> float | None:
-    """Return in how many seconds a queued job of these types may become free by time alone."""
+    """Return in how many seconds a queued job of these types may become free without a word of it."""
     moments: list[float | None] = []
     for table in _tables(poll):
+        query = _offerable(table, poll.gpus_free, turn.settings.timing.ageing_s)
+        if turn.session.scalars(query, _asked(turn, poll, 1, [])).first() is not None:
+            # Another transaction has it locked, which may come to nothing.
+            return PASSED_BY_S
         columns = (table.not_before, table.offered_until)
         found = turn.session.execute(
             select(*(func.min(case((column > turn.now, column))) for column in columns)).where(
@@ -117,5 +114,15 @@ def _offerable(table: type[Job], gpus_free: int, ageing_s: float) -> Select[Job]
         )
         .order_by(rank_of(table.priority, table.created_at, ageing_s), table.created_at, table.id)
         .limit(bindparam("slots", type_=Integer))
-        .with_for_update(skip_locked=True)
     )
+
+
+def _asked(turn: Turn, poll: wire.Offer, slots: int, taken: list[int]) -> dict[str, Any]:
+    return {
+        "job_types": poll.job_types.split(","),
+        "worker_id": poll.worker_id,
+        "instance_id": str(poll.instance_id),
+        "now": turn.now,
+        "slots": slots,
+        "taken": taken,
+    }

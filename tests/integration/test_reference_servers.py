@@ -56,6 +56,9 @@ def held_poll(worker: Talker) -> tuple[threading.Thread, list[tuple[str, float]]
 
     thread = threading.Thread(target=poll)
     thread.start()
+    # A worker is known from its first call on.
+    while worker.worker_id not in worker.server.workers():
+        pass
     return thread, offered
 
 
@@ -65,9 +68,6 @@ def test_poll_held_at_one_server_wakes_for_a_job_queued_at_the_other(
     here, there = servers
     worker = Talker(here)
     thread, offered = held_poll(worker)
-    # A worker is known from its first call on, so from here its poll is held.
-    while worker.worker_id not in here.workers():
-        pass
     start_s = time.monotonic()
     job_id = there.queue_training({}, job_type=worker.job_type)
     thread.join(25)
@@ -82,13 +82,24 @@ def test_held_poll_outlives_the_connections_to_the_database(
     here, there = servers
     worker = Talker(here)
     thread, offered = held_poll(worker)
-    while worker.worker_id not in here.workers():
-        pass
     with psycopg.connect(database_url, autocommit=True) as connection:
         others = "datname = current_database() AND pid <> pg_backend_pid()"
         ended = connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         assert ended.rowcount > 2
     job_id = there.queue_training({}, job_type=worker.job_type)
+    thread.join(10)
+    assert [found for found, _ in offered] == [job_id]
+
+
+def test_job_that_is_locked_for_a_moment_is_not_passed_by_for_good(
+    servers: tuple[ReferenceProcess, ReferenceProcess], database_url: str
+) -> None:
+    worker = Talker(servers[0])
+    job_id = worker.queue()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("SELECT 1 FROM cv_training_jobs WHERE job_id = %s FOR UPDATE", [job_id])
+        thread, offered = held_poll(worker)
+        connection.rollback()
     thread.join(10)
     assert [found for found, _ in offered] == [job_id]
 
