@@ -50,14 +50,13 @@ from rvmcv_worker.retry import Retry
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.state import Condition, RunningJob
-from rvmcv_worker.storage import Storage
+from rvmcv_worker.storage import PATIENCE_S, Storage
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
 from rvmcv_worker.workspace import UsageMeter, Workspace
 
-#: Seconds before a job that was handed back after its first attempt is offered again; doubles with each.
+#: Seconds before a job that was handed back is offered again; RVM-Server doubles them with each time.
 HAND_BACK_S = 60.0
-MAX_HAND_BACK_S = 3600.0
 #: Most entries of a list in the details of an error; the whole of it lies in storage.
 _DETAIL_ENTRIES = 50
 
@@ -158,10 +157,12 @@ class Attempt:
             interrupt=self.interrupt,
         )
 
-    def store(self, path: Path, name: str, sha256: str | None = None) -> Stored:
+    def store(
+        self, path: Path, name: str, sha256: str | None = None, *, patience_s: float = PATIENCE_S
+    ) -> Stored:
         """Put a file, whose `sha256` may be known, into storage under the attempt's own key.
 
-        Raises `JobError`.
+        Storage that is away is waited for so long. Raises `JobError`.
         """
         return self.services.storage.put_artifact(
             path,
@@ -170,6 +171,7 @@ class Attempt:
             attempt=self.claim.attempt,
             lease_token=self.claim.lease_token,
             interrupt=self.interrupt,
+            patience_s=patience_s,
             sha256=sha256,
         )
 
@@ -274,7 +276,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         log.info("cancelled by RVM-Server: nothing is published")
         report["status"] = "cancelled"
     except JobError as error:
-        report |= _failure(error, attempt.services.settings, attempt.claim.attempt)
+        report |= _failure(error, attempt.services.settings)
         log.warning("{}: {}: {}", report["status"], error.code, redact(error.message))
     except FencedError:
         raise
@@ -285,7 +287,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         else:
             log.exception("a fault of the worker's own")
             wrong = InternalError(f"{type(error).__name__}: {error}")
-        report |= _failure(wrong, attempt.services.settings, attempt.claim.attempt)
+        report |= _failure(wrong, attempt.services.settings)
     else:
         report |= {"status": "completed", "result": result}
         log.success("completed in {:.1f} s", time.monotonic() - start_s)
@@ -349,14 +351,12 @@ def _report(job_id: str, lease_token: str) -> dict[str, Any]:
     return {"event": "finish", "job_id": job_id, "lease_token": lease_token, "finish_id": str(uuid.uuid4())}
 
 
-def failed_report(
-    settings: Settings, job_id: str, lease_token: str, error: JobError, attempt: int = 1
-) -> dict[str, Any]:
+def failed_report(settings: Settings, job_id: str, lease_token: str, error: JobError) -> dict[str, Any]:
     """Return the final report of an attempt that never ran."""
-    return {**_report(job_id, lease_token), **_failure(error, settings, attempt), "timings": {}}
+    return {**_report(job_id, lease_token), **_failure(error, settings), "timings": {}}
 
 
-def _failure(error: JobError, settings: Settings, attempt: int) -> dict[str, Any]:
+def _failure(error: JobError, settings: Settings) -> dict[str, Any]:
     body: dict[str, Any] = {
         "status": "queued" if error.handed_back else "failed",
         "error": {"code": error.code, "message": redact(error.message)[-MAX_ERROR_CHARS:]},
@@ -364,8 +364,7 @@ def _failure(error: JobError, settings: Settings, attempt: int) -> dict[str, Any
     if error.detail:
         body["error"]["details"] = _brief(error.detail)
     if error.handed_back and not isinstance(error, (WorkerStoppedError, WorkerDiedError)):
-        wait_s = min(HAND_BACK_S * 2 ** (attempt - 1), MAX_HAND_BACK_S)
-        body["retry_after_s"] = error.retry_after_s or settings.scaled(wait_s)
+        body["retry_after_s"] = error.retry_after_s or settings.scaled(HAND_BACK_S)
     if error.result:
         body["result"] = error.result
     return body

@@ -70,7 +70,7 @@ class Settlement(threading.Thread):
         else:
             error = WorkerDiedError(f"the worker died while the job was {row.state.value}")
         log.warning("{}: handed back", error.message)
-        report = failed_report(services.settings, row.job_id, lease_token, error, row.attempt or 1)
+        report = failed_report(services.settings, row.job_id, lease_token, error)
         dead = Workspace(services.settings.work_dir / _workspace_name(row), row.job_id, row.attempt or 1)
         put = checkpoint_put(services, dead, lease_token)
         if left_off := checkpoints.store_newest(dead, put, checkpoints.max_bytes(services.settings)):

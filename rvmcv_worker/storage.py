@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rvmcv_worker import model_upload
 from rvmcv_worker.config import Credentials, Settings
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.downloads import Downloader, Fetched, OnBytes
@@ -19,8 +20,10 @@ from rvmcv_worker.uploads import NoStorageError, Stored, Uploader
 
 __all__ = ["Fetched", "NoStorageError", "OnBytes", "Storage", "Stored", "UploadedModel"]
 
-#: How long storage that is away is waited for with a result, in seconds.
+#: How long storage that is away is waited for with a file, in seconds.
 PATIENCE_S = 600.0
+#: The same with a trained model: hours hang on it.
+MODEL_PATIENCE_S = model_upload.PATIENCE_S
 
 
 class Storage:

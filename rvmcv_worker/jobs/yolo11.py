@@ -23,6 +23,7 @@ from rvmcv_worker.jobs.training_config import TrainingConfig
 from rvmcv_worker.ledger import ClaimState
 from rvmcv_worker.retry import RetryStoppedError
 from rvmcv_worker.state import Lane
+from rvmcv_worker.storage import MODEL_PATIENCE_S
 
 if TYPE_CHECKING:
     from rvmcv_worker.attempt import Attempt
@@ -282,7 +283,9 @@ def _publish(
 ) -> dict[str, Any]:
     """Bring the artifacts, then the model, to where they are kept; all of it inert until the final report."""
     services = attempt.services
-    stored = attempt.store(best.path, "best.pt", best.sha256) if services.storage.can_store else None
+    stored = None
+    if services.storage.can_store:
+        stored = attempt.store(best.path, "best.pt", best.sha256, patience_s=MODEL_PATIENCE_S)
     artifacts = _store_artifacts(attempt, ARTIFACTS)
     version = version_of(attempt.offer.job_id, attempt.claim.attempt)
     metrics = _metrics(config, trained["metrics"], data)
