@@ -6,7 +6,6 @@ import contextlib
 import errno
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from loguru import logger
 
-from rvmcv_worker import checkpoints
+from rvmcv_worker import checkpoints, final_report
 from rvmcv_worker import workspace as workspaces
 from rvmcv_worker.checkpoints import Checkpoints
 from rvmcv_worker.config import Settings
@@ -24,8 +23,6 @@ from rvmcv_worker.errors import (
     InternalError,
     JobCancelledError,
     JobError,
-    WorkerDiedError,
-    WorkerStoppedError,
     WorkerUnfitError,
 )
 from rvmcv_worker.executor import ChildEnd, ChildSpec, run_child
@@ -38,7 +35,6 @@ from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.progress import ProgressReporter
 from rvmcv_worker.protocol import (
-    MAX_ERROR_CHARS,
     MAX_FINISH_BYTES,
     Claim,
     FinishReport,
@@ -54,11 +50,6 @@ from rvmcv_worker.storage import PATIENCE_S, Storage
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
 from rvmcv_worker.workspace import UsageMeter, Workspace
-
-#: Seconds before a job that was handed back is offered again; RVM-Server doubles them with each time.
-HAND_BACK_S = 60.0
-#: Most entries of a list in the details of an error; the whole of it lies in storage.
-_DETAIL_ENTRIES = 50
 
 
 @dataclass(frozen=True)
@@ -268,7 +259,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     """Run the job and return its final report; raises `FencedError` only."""
     log = logger.bind(job_id=attempt.offer.job_id)
     start_s = time.monotonic()
-    report = _report(attempt.offer.job_id, attempt.claim.lease_token)
+    report = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
     try:
         config = job_type.parse(attempt.offer.config)
         result = _within_limit(attempt, job_type.run(attempt, config))
@@ -276,7 +267,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         log.info("cancelled by RVM-Server: nothing is published")
         report["status"] = "cancelled"
     except JobError as error:
-        report |= _failure(error, attempt.services.settings)
+        report |= final_report.failure(error, attempt.services.settings)
         log.warning("{}: {}: {}", report["status"], error.code, redact(error.message))
     except FencedError:
         raise
@@ -287,7 +278,7 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         else:
             log.exception("a fault of the worker's own")
             wrong = InternalError(f"{type(error).__name__}: {error}")
-        report |= _failure(wrong, attempt.services.settings)
+        report |= final_report.failure(wrong, attempt.services.settings)
     else:
         report |= {"status": "completed", "result": result}
         log.success("completed in {:.1f} s", time.monotonic() - start_s)
@@ -312,17 +303,13 @@ def _within_limit(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
     text = encode(result)
     if len(text) <= MAX_FINISH_BYTES // 2:
         return result
-    brief = _scalars(result) | {"metrics": _scalars(result.get("metrics", {}))}
+    brief = final_report.brief(result)
     if not attempt.services.storage.can_store:
         return brief
     whole = attempt.workspace.out_dir / "result.json"
     whole.write_bytes(text)
     stored = attempt.store(whole, "result.json")
     return {**brief, "result_path": stored.path, "sha256": stored.sha256}
-
-
-def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
 
 
 def _enter_outbox(
@@ -345,33 +332,3 @@ def _enter_outbox(
                 raise
         else:
             return
-
-
-def _report(job_id: str, lease_token: str) -> dict[str, Any]:
-    return {"event": "finish", "job_id": job_id, "lease_token": lease_token, "finish_id": str(uuid.uuid4())}
-
-
-def failed_report(settings: Settings, job_id: str, lease_token: str, error: JobError) -> dict[str, Any]:
-    """Return the final report of an attempt that never ran."""
-    return {**_report(job_id, lease_token), **_failure(error, settings), "timings": {}}
-
-
-def _failure(error: JobError, settings: Settings) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "status": "queued" if error.handed_back else "failed",
-        "error": {"code": error.code, "message": redact(error.message)[-MAX_ERROR_CHARS:]},
-    }
-    if error.detail:
-        body["error"]["details"] = _brief(error.detail)
-    if error.handed_back and not isinstance(error, (WorkerStoppedError, WorkerDiedError)):
-        body["retry_after_s"] = error.retry_after_s or settings.scaled(HAND_BACK_S)
-    if error.result:
-        body["result"] = error.result
-    return body
-
-
-def _brief(detail: dict[str, Any]) -> dict[str, Any]:
-    """Return what a child had found, its lists cut short, so that it fits into a final report."""
-    return {
-        key: value[:_DETAIL_ENTRIES] if isinstance(value, list) else value for key, value in detail.items()
-    }

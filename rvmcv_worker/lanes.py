@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from loguru import logger
 
-from rvmcv_worker.attempt import Services, begin_attempt, failed_report, run_attempt
+from rvmcv_worker import final_report
+from rvmcv_worker.attempt import Services, begin_attempt, run_attempt
 from rvmcv_worker.controller import (
     ControllerError,
     PollAbandonedError,
@@ -170,7 +171,9 @@ class LaneLoop(threading.Thread):
             return False
         settings = self._services.settings
         logger.bind(job_id=job_id).warning("failed: {}: {}", error.code, error.message)
-        self._services.ledger.finish(job_id, failed_report(settings, job_id, claim.lease_token, error))
+        self._services.ledger.finish(
+            job_id, final_report.never_ran(settings, job_id, claim.lease_token, error)
+        )
         self._services.outbox.wake()
         return True
 

@@ -10,8 +10,8 @@ import threading
 
 from loguru import logger
 
-from rvmcv_worker import checkpoints, workspace
-from rvmcv_worker.attempt import Services, checkpoint_put, failed_report
+from rvmcv_worker import checkpoints, final_report, workspace
+from rvmcv_worker.attempt import Services, checkpoint_put
 from rvmcv_worker.controller import ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError, JobError, WorkerDiedError, WorkerStoppedError
 from rvmcv_worker.ledger import ClaimRow, ClaimState
@@ -70,7 +70,7 @@ class Settlement(threading.Thread):
         else:
             error = WorkerDiedError(f"the worker died while the job was {row.state.value}")
         log.warning("{}: handed back", error.message)
-        report = failed_report(services.settings, row.job_id, lease_token, error)
+        report = final_report.never_ran(services.settings, row.job_id, lease_token, error)
         dead = Workspace(services.settings.work_dir / _workspace_name(row), row.job_id, row.attempt or 1)
         put = checkpoint_put(services, dead, lease_token)
         if left_off := checkpoints.store_newest(dead, put, checkpoints.max_bytes(services.settings)):

@@ -1,0 +1,53 @@
+"""The final report of an attempt: how it begins, what of a fault goes into it, and what is left out."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from rvmcv_worker.config import Settings
+from rvmcv_worker.errors import JobError, WorkerDiedError, WorkerStoppedError
+from rvmcv_worker.logs import redact
+from rvmcv_worker.protocol import MAX_ERROR_CHARS
+
+#: Seconds before a job that was handed back is offered again; RVM-Server doubles them with each time.
+HAND_BACK_S = 60.0
+#: Most entries of a list in the details of an error; the whole of it lies in storage.
+_DETAIL_ENTRIES = 50
+
+
+def begin(job_id: str, lease_token: str) -> dict[str, Any]:
+    """Return what every final report has, under a new `finish_id`."""
+    return {"event": "finish", "job_id": job_id, "lease_token": lease_token, "finish_id": str(uuid.uuid4())}
+
+
+def never_ran(settings: Settings, job_id: str, lease_token: str, error: JobError) -> dict[str, Any]:
+    """Return the whole report of an attempt that never ran, or whose daemon died."""
+    return {**begin(job_id, lease_token), **failure(error, settings), "timings": {}}
+
+
+def failure(error: JobError, settings: Settings) -> dict[str, Any]:
+    """Return status, error and what else a report of a fault has."""
+    body: dict[str, Any] = {
+        "status": "queued" if error.handed_back else "failed",
+        "error": {"code": error.code, "message": redact(error.message)[-MAX_ERROR_CHARS:]},
+    }
+    if error.detail:
+        body["error"]["details"] = {
+            key: value[:_DETAIL_ENTRIES] if isinstance(value, list) else value
+            for key, value in error.detail.items()
+        }
+    if error.handed_back and not isinstance(error, (WorkerStoppedError, WorkerDiedError)):
+        body["retry_after_s"] = error.retry_after_s or settings.scaled(HAND_BACK_S)
+    if error.result:
+        body["result"] = error.result
+    return body
+
+
+def brief(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a report says of a result that is too large for it: single values, and its metrics'."""
+    return _scalars(result) | {"metrics": _scalars(result.get("metrics", {}))}
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
