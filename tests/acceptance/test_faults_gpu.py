@@ -92,11 +92,15 @@ def _processing(server: ReferenceServer, job_id: str) -> None:
     server.wait_for_job(job_id, lambda job: job["phase"] == "train" and bool(job["fraction"]), 20)
 
 
+def _child_environments(worker: WorkerProcess) -> list[dict[str, str]]:
+    return [
+        process.environ() for process in worker.tree() if "rvmcv_worker.compute.child" in process.cmdline()
+    ]
+
+
 def _child_environment(worker: WorkerProcess) -> dict[str, str]:
-    for process in worker.tree():
-        if "rvmcv_worker.compute.child" in process.cmdline():
-            return process.environ()
-    raise AssertionError("no child runs")
+    (environment,) = _child_environments(worker)
+    return environment
 
 
 def test_its_gpus_are_told_and_a_job_gets_its_share(
@@ -292,3 +296,34 @@ def test_with_two_gpus_only_the_bad_one_gets_nothing(
         for job_id in (first, second):
             server.cancel(job_id)
             server.wait_until_final(job_id, 30)
+
+
+def test_two_jobs_have_a_gpu_each_and_one_that_wants_two_waits_for_both(
+    tmp_path: Path, server: ReferenceServer, without_wall: str
+) -> None:
+    nvml = FakeNvml(tmp_path / "nvml", count=2).install()
+    with WorkerProcess(
+        tmp_path / "worker", server, scale=SCALE, environment={"PATH": without_wall, **nvml.environment}
+    ) as two:
+        eventually(lambda: _ready(server))
+        side_by_side = [_queue(server, then="hang") for _ in range(2)]
+        for job_id in side_by_side:
+            _processing(server, job_id)
+        assert {found["CUDA_VISIBLE_DEVICES"] for found in _child_environments(two)} == {"0", "1"}
+        both = _queue(server, then="hang", gpus=2)
+        server.cancel(side_by_side[0])
+        server.wait_until_final(side_by_side[0], 30)
+        after = _queue(server, then="hang")  # takes the one GPU that is free
+        _processing(server, after)
+        assert server.job(both)["status"] == "queued"
+        for job_id in (side_by_side[1], after):
+            server.cancel(job_id)
+        _processing(server, both)
+        assert _child_environment(two)["CUDA_VISIBLE_DEVICES"] == "0,1"
+        too_many = _queue(server, device="0,1,2")
+        server.cancel(both)
+        error = server.wait_until_final(too_many, 30)["error"]
+        assert (error["code"], error["message"]) == (
+            "unsupported_job",
+            "config.gpus: 3 were asked for, this worker has 2",
+        )
