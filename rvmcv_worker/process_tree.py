@@ -26,7 +26,8 @@ from rvmcv_worker.errors import InternalError
 #: How long bwrap may take to notice that the namespace is gone, in seconds.
 _REAP_S = 2.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-#: The environment variable by which a child's descendants are known without the wall.
+#: The environment variable by which a child's descendants are known without the wall, and by which a start
+#: finds what outlived a daemon.
 COOKIE = "RVMCV_JOB"
 
 

@@ -154,7 +154,9 @@ class Bubblewrap(Sandbox):
                             *("--json-status-fd", str(status_w), "--"),
                             *argv,
                         ],
-                        env={},
+                        # A daemon that dies before bubblewrap has asked to die with it leaves it behind: the
+                        # next start finds it by its cookie. The child itself gets none (--clearenv).
+                        env={COOKIE: str(workspace.root)},
                         cwd=Path("/"),
                         output=output,
                         pass_fds=(*keep_fds, *accounts, status_w),

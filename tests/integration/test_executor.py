@@ -16,6 +16,7 @@ from rvmcv_worker import errors
 from rvmcv_worker.compute import stub
 from rvmcv_worker.executor import ChildEnd
 from rvmcv_worker.interrupt import StopReason
+from rvmcv_worker.process_tree import kill_marked
 from tests.child_fixtures import Runner, marked_processes, runner, spawner, wall
 
 __all__ = ["runner", "spawner", "wall"]
@@ -211,6 +212,17 @@ answer(done=True)
     assert end.peak_memory_bytes > 50_000_000
     assert end.cpu_s > 0.3
     assert end.seconds > 1.5
+
+
+def test_a_child_is_found_by_the_sweep_of_the_next_start(runner: Runner) -> None:
+    killed: list[int] = []
+
+    def sweep(_: dict[str, Any]) -> None:
+        killed.append(kill_marked(f"{runner.workspace.root.parent}/"))
+
+    with pytest.raises(errors.JobCrashedError):
+        runner.stub("hang", on_progress=sweep)
+    assert killed[0] >= 1
 
 
 DAEMON = """
