@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -38,6 +40,7 @@ class WorkerProcess:
         self.environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(environment or {})}
         self._program = program
         self.state_dir = directory / "state"
+        self.ledger_file = self.state_dir / "ledger.sqlite3"
         self.log_file = directory / "worker.log"
         self.config_file = directory / "config.toml"
         credentials = directory / "credentials"
@@ -90,7 +93,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Stop the daemon if it runs, and wait until its children are gone too."""
-        if self._process is not None and self._process.poll() is None:
+        if self.is_alive():
             family = self.tree()
             self.stop()
             psutil.wait_procs(family, timeout=10)
@@ -99,6 +102,10 @@ class WorkerProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether the daemon runs."""
+        return self._process is not None and self._process.poll() is None
 
     def send(self, signum: signal.Signals) -> None:
         """Send the daemon, and only it, a signal."""
@@ -138,11 +145,24 @@ class WorkerProcess:
         """Return everything in the workspaces."""
         return list((self.state_dir / "work").glob("**/*"))
 
+    def ledger(self, table: str) -> list[sqlite3.Row]:
+        """Return the rows of `claims` or `outbox` at this moment."""
+        with contextlib.closing(sqlite3.connect(self.ledger_file, timeout=10)) as db:
+            db.row_factory = sqlite3.Row
+            return db.execute(f"SELECT * FROM {table}").fetchall()
+
 
 def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return those that run; one that is dead and waits for its parent to notice does not."""
     _, alive = psutil.wait_procs(processes, timeout=0)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in alive if not _is_zombie(process)]
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def eventually(holds: Callable[[], object], timeout_s: float = 20.0, every_s: float = 0.02) -> None:
