@@ -184,8 +184,11 @@ def run_attempt(
     offer: JobOffer,
     claim: Claim,
     gpus: tuple[int, ...],
-) -> None:
-    """Run one attempt: fetch, run, publish, report, wipe. Nothing it can meet is raised."""
+) -> str:
+    """Run one attempt: fetch, run, publish, report, wipe. Nothing it can meet is raised.
+
+    Returns the status of its final report, ``fenced`` when there is none.
+    """
     interrupt = job.interrupt
     log = logger.bind(job_id=offer.job_id)
     status, error_code = "fenced", None
@@ -208,6 +211,7 @@ def run_attempt(
         interrupt.close()
         services.condition.ended(job, status, error_code)
         services.outbox.wake()
+    return status
 
 
 def _reporter(services: Services, job: RunningJob, claim: Claim) -> ProgressReporter:

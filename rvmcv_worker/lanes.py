@@ -27,28 +27,34 @@ from rvmcv_worker.state import Lane, RunningJob
 _POLL_GAP_S = 1.0
 #: How long a lane waits at its start for RVM-Server's wishes; without them it may well ask for jobs.
 _INTRODUCTION_S = 5.0
-#: A refused job is left alone so long, doubling up to the maximum.
+#: A job that was refused or did not complete is left alone so long, doubling up to the maximum.
 _REFUSED_S, _REFUSED_MAX_S = 1.0, 300.0
 
 
 class Refusals:
-    """Jobs whose claim failed, and until when they are left alone."""
+    """Jobs whose claim was refused, or whose attempt did not complete, and until when they are left alone.
+
+    A server that offers such a job again and again must not keep the worker busy with nothing else.
+    """
 
     def __init__(self, scale: float) -> None:
         self._scale = scale
+        self._lock = threading.Lock()
         self._until: dict[str, tuple[float, float]] = {}
 
     def note(self, job_id: str) -> None:
-        """Leave the job alone for twice as long as the last time."""
-        now_s = time.monotonic()
-        self._until = {key: value for key, value in self._until.items() if now_s < value[0] + value[1]}
-        _, last_s = self._until.get(job_id, (0.0, _REFUSED_S * self._scale / 2))
-        wait_s = min(last_s * 2, _REFUSED_MAX_S * self._scale)
-        self._until[job_id] = (now_s + wait_s, wait_s)
+        """Leave the job alone for twice as long as the last time, if that was not long ago."""
+        now_s, longest_s = time.monotonic(), _REFUSED_MAX_S * self._scale
+        with self._lock:
+            self._until = {key: value for key, value in self._until.items() if now_s < value[0] + longest_s}
+            _, last_s = self._until.get(job_id, (0.0, _REFUSED_S * self._scale / 2))
+            wait_s = min(last_s * 2, longest_s)
+            self._until[job_id] = (now_s + wait_s, wait_s)
 
     def holds(self, job_id: str) -> bool:
         """Whether the job is still to be left alone."""
-        until_s, _ = self._until.get(job_id, (0.0, 0.0))
+        with self._lock:
+            until_s, _ = self._until.get(job_id, (0.0, 0.0))
         return time.monotonic() < until_s
 
 
@@ -175,6 +181,7 @@ class LaneLoop(threading.Thread):
             job_id, final_report.never_ran(settings, job_id, claim.lease_token, error)
         )
         self._services.outbox.wake()
+        self._refusals.note(job_id)
         return True
 
     def _claim(self, job_id: str, job_type: str) -> Claim | None:
@@ -205,6 +212,7 @@ class LaneLoop(threading.Thread):
         self, job: RunningJob, job_type: JobType, offer: JobOffer, claim: Claim, place: tuple[int, ...]
     ) -> None:
         try:
-            run_attempt(self._services, job, job_type, offer, claim, place)
+            if run_attempt(self._services, job, job_type, offer, claim, place) != "completed":
+                self._refusals.note(offer.job_id)
         finally:
             self._slots.give_back(place)
