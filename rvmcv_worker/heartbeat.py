@@ -29,6 +29,8 @@ from rvmcv_worker.state import Lane
 _IDLE_S, _BUSY_S = 10.0, 3.0
 #: Least seconds between two reports that a change of state asks for.
 _GAP_S = 0.2
+#: The source of what `Condition` says while no worker status is delivered.
+_FAULT = "server-status"
 _MB = 1024 * 1024
 _GB = 1024 * _MB
 
@@ -87,9 +89,13 @@ class Heartbeat(threading.Thread):
             return
         except ControllerError as error:
             logger.debug("worker status not delivered: {}", error)
+            # The reason holds no detail: each new one would be told at once.
+            if condition.degrade(_FAULT, "RVM-Server does not take the worker status", frozenset()):
+                logger.warning("worker status not delivered: {}; running jobs go on", error)
             return
         if not lanes_ask:
             condition.recover("token")
+        condition.recover(_FAULT)
         for job_id, lease in answer.leases.items():
             if (job := running.get(job_id)) is None:
                 continue
