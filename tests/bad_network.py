@@ -151,8 +151,10 @@ class BadNetwork(ThreadingHTTPServer):
     def all_requests(self, behave: Behaviour) -> Iterator[Rule]:
         """Do `behave` to every request within the block."""
         rule = self.on("*", behave, times=None)
-        yield rule
-        rule.release()
+        try:
+            yield rule
+        finally:
+            rule.release()
 
     # -- what was seen -------------------------------------------------------------------------
 

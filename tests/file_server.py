@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import email.message
 import hashlib
-import ipaddress
 import re
 import ssl
 import threading
@@ -15,9 +13,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from tests.certificates import self_signed
 
 #: Longest wait for a test to let a held answer go.
 HELD_S = 20.0
@@ -67,29 +63,9 @@ class FileServer(ThreadingHTTPServer):
 
     def speak_tls(self, folder: Path) -> Path:
         """Answer by TLS from now on; returns the certificate, which nobody knows yet."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
-        now = dt.datetime.now(dt.timezone.utc)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        certificate = folder / "tls.pem"
-        pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, no_password)
-        (folder / "tls.key").write_bytes(private)
-        certificate.write_bytes(made.public_bytes(pem))
+        certificate, key = self_signed(folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, folder / "tls.key")
+        context.load_cert_chain(certificate, key)
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.url = f"https://{self.place}"
         return certificate
