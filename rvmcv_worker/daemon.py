@@ -16,7 +16,7 @@ from types import FrameType
 
 from loguru import logger
 
-from rvmcv_worker import __version__, control, housekeeping, logs, recovery, sandbox, systemd
+from rvmcv_worker import __version__, control, logs, recovery, sandbox, systemd
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
@@ -24,6 +24,7 @@ from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.health import HealthSocket
 from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.housekeeping import Housekeeping
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.lanes import LaneLoop
 from rvmcv_worker.ledger import Ledger
@@ -168,9 +169,9 @@ def run(settings: Settings) -> ExitCode:
     recovery.clear(services)
     watch = MachineWatch(services, train_slots)
     watch.look()
-    scheduler = housekeeping.start(services)
+    chores = Housekeeping(services)
     settlement = recovery.Settlement(services)
-    threads = (services.outbox, watch, heartbeat, *lanes)
+    threads = (services.outbox, watch, heartbeat, chores, *lanes)
     for thread in (settlement, *threads):
         thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
@@ -182,7 +183,7 @@ def run(settings: Settings) -> ExitCode:
             systemd.notify("WATCHDOG=1")
     finally:
         systemd.notify("STOPPING=1")
-        scheduler.shutdown(wait=False)
+        chores.close()
         _stop(services, heartbeat, health, (settlement, *lanes))
         os.close(lock)
     return ExitCode.OK

@@ -1,14 +1,11 @@
-"""What may be late: storage is asked for, the model store is trimmed.
-
-APScheduler follows the wall clock and falls silent when that jumps back, so nothing that must not be
-late is in here.
-"""
+"""What may be late: storage is asked for, the model store is trimmed."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+import threading
+import time
+from collections.abc import Callable
 
-from apscheduler.schedulers.background import BackgroundScheduler
 from loguru import logger
 
 from rvmcv_worker.attempt import Services
@@ -28,18 +25,36 @@ def check_storage(services: Services) -> None:
         logger.info(reason or "there is storage for results now")
 
 
-def start(services: Services) -> BackgroundScheduler:
-    """Start the schedule; the caller shuts it down."""
-    scheduler = BackgroundScheduler(timezone="UTC")
-    scaled = services.settings.scaled
-    scheduler.add_job(
-        check_storage,
-        "interval",
-        [services],
-        seconds=scaled(60.0),
-        next_run_time=datetime.now(timezone.utc),
-        coalesce=True,
-    )
-    scheduler.add_job(services.model_store.trim, "interval", seconds=scaled(600.0), coalesce=True)
-    scheduler.start()
-    return scheduler
+class Housekeeping(threading.Thread):
+    """One thread for the daemon's life, on the monotonic clock.
+
+    A scheduler on the wall clock falls silent when that jumps back, and counts every run that it missed when
+    it jumps forward: 56 years of them at a machine that starts without a clock.
+    """
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(name="housekeeping", daemon=True)
+        scaled = services.settings.scaled
+        #: Each with its interval in seconds.
+        self._chores: tuple[tuple[float, Callable[[], object]], ...] = (
+            (scaled(60.0), lambda: check_storage(services)),
+            (scaled(600.0), services.model_store.trim),
+        )
+        self._closing = threading.Event()
+
+    def run(self) -> None:
+        """Do each chore at once, and then at its interval."""
+        due_s = [time.monotonic()] * len(self._chores)
+        while not self._closing.wait(max(0.0, min(due_s) - time.monotonic())):
+            for number, (every_s, chore) in enumerate(self._chores):
+                if time.monotonic() < due_s[number]:
+                    continue
+                try:
+                    chore()
+                except Exception:  # noqa: BLE001 - it may be late, so it may be done the next time
+                    logger.exception("a fault of the worker's own in the housekeeping: it goes on")
+                due_s[number] = time.monotonic() + every_s
+
+    def close(self) -> None:
+        """Do nothing more."""
+        self._closing.set()
