@@ -17,8 +17,6 @@ from tests.worker_process import WorkerProcess, eventually
 QUICK: dict[str, dict[str, object]] = {
     "server": {"connect_timeout_s": 1.0, "read_timeout_s": 1.0, "poll_wait_s": 1}
 }
-#: A job that runs until it is ended.
-ENDLESS = {"steps": 100_000, "step_s": 0.05}
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,19 @@ class Stage:
         eventually(lambda: len(self.network.accepted().get(job_id, ())) == 1)
         return job
 
+    def first_error(self, job_id: str) -> dict[str, Any]:
+        """Return what the job's first attempt ended of, once it has."""
+        job = self.server.wait_for_job(
+            job_id, lambda job: bool(job["attempts"] and job["attempts"][0]["error"]), 60
+        )
+        error: dict[str, Any] = job["attempts"][0]["error"]
+        return error
+
     def nothing_is_left(self) -> None:
-        """Wait until no report waits; then no file, no process and no row may be there."""
-        eventually(lambda: not self.worker.ledger("outbox"))
+        """Wait until the ledger knows of nothing; then no file and no process may be there."""
+        eventually(lambda: not self.worker.ledger("claims") + self.worker.ledger("outbox"))
         assert self.worker.workspace_files() == []
         assert self.worker.tree() == []
-        assert self.worker.ledger("claims") == []
 
     def the_next_job_completes(self) -> None:
         self.completes(self.queue())

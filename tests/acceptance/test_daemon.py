@@ -34,7 +34,7 @@ def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_listens_nowhere(worker: WorkerProcess) -> None:
+def test_row_32_it_listens_nowhere(worker: WorkerProcess) -> None:
     process = psutil.Process(worker.pid)
     assert [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN or not c.raddr] == []
 
@@ -74,7 +74,7 @@ def test_a_drain_hands_back_what_runs(server: ReferenceServer, worker: WorkerPro
     assert worker.tree() == []
 
 
-def test_a_rejected_token_stops_claims_until_a_new_one_is_read(
+def test_row_02_a_rejected_token_stops_claims_until_a_new_one_is_read(
     tmp_path: Path, server: ReferenceServer
 ) -> None:
     with WorkerProcess(tmp_path / "worker", server, token="wrong-canary", scale=0.02) as worker:
@@ -87,17 +87,7 @@ def test_a_rejected_token_stops_claims_until_a_new_one_is_read(
             assert secret not in worker.log()
 
 
-def test_a_second_daemon_on_the_same_state_ends_with_its_own_code(
-    server: ReferenceServer, worker: WorkerProcess
-) -> None:
-    second = _cli("run", "--config", str(worker.config_file))
-    assert second.returncode == ExitCode.ALREADY_RUNNING
-    assert "another rvmcv-worker works on" in second.stderr
-    job_id = server.queue_training({"steps": 1}, job_type="stub")
-    assert server.wait_until_final(job_id, 30)["status"] == "completed"
-
-
-def test_a_missing_token_or_a_wrong_config_is_told_and_not_retried(
+def test_row_31_a_missing_token_or_a_wrong_config_is_told_and_not_retried(
     tmp_path: Path, server: ReferenceServer
 ) -> None:
     worker = WorkerProcess(tmp_path / "worker", server)

@@ -163,9 +163,12 @@ def test_row_04_an_answer_that_never_comes_is_given_up_at_the_deadline(stage: St
 
 def test_row_05_a_redirect_is_not_followed(stage: Stage) -> None:
     with BadNetwork("http://127.0.0.1:9") as elsewhere:
-        for kind in ("offer", "claim", "progress", "finish", "worker-status"):
-            stage.network.on(kind, says(302, Location=f"{elsewhere.url}/login")).reached.clear()
+        redirect = says(302, Location=f"{elsewhere.url}/login")
+        kinds = ("offer", "claim", "progress", "finish", "worker-status")
+        rules = [stage.network.on(kind, redirect) for kind in kinds]
         stage.completes(stage.queue())
+        for rule in rules:
+            rule.wait()
         assert elsewhere.requests == []
     assert "redirects to 127.0.0.1: refused" in stage.worker.log()
 

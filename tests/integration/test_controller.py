@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import email
 import email.message
 import email.utils
 import gzip
-import ipaddress
 import json
 import socket
 import ssl
@@ -20,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from rvmcv_worker import protocol
 from rvmcv_worker.config import ServerSettings, Settings, WorkerSettings
@@ -41,6 +36,7 @@ from rvmcv_worker.controller import (
 )
 from rvmcv_worker.errors import FencedError, UrlForbiddenError
 from rvmcv_worker.token_source import Reading, TokenSource
+from tests.certificates import self_signed
 
 TOKEN = "canary-token-5d1c"
 SIGNED = "https://minio.test/models/x?X-Amz-Signature=canary-signature"
@@ -649,28 +645,9 @@ def test_renewed_token_is_used(server: Server, controller: Controller, tmp_path:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A self-signed certificate for 127.0.0.1 with its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rvm-server")])
-    now = dt.datetime.now(dt.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
+    certificate, key = self_signed(tmp_path)
     file = tmp_path / "server.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(key.read_bytes() + certificate.read_bytes())
     return file
 
 
