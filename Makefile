@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # uv as it is on the machine, else the one that pip puts into the environment.
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: help setup demo test test-fast lint format bench lock clean
+.PHONY: help setup demo test test-fast chaos soak lint format bench lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ test: setup ## the whole suite
 
 test-fast: setup ## what is quick, for while one works
 	$(BIN)/python -m pytest -m 'not slow'
+
+chaos: setup ## kill daemons over a bad network and count what went wrong; JOBS=1000 KILLS=1000 SEED=…
+	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
+soak: setup ## mixed jobs for MINUTES=60; tells whether the daemon grows
+	$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks import figures
 
-ALL = ("claim_latency", "idle", "queue", "cancel", "transfer", "many_workers", "training_parity")
+ALL = ("claim_latency", "idle", "queue", "cancel", "recovery", "transfer", "many_workers", "training_parity")
 
 
 def main(names: list[str]) -> int:
