@@ -22,8 +22,9 @@ from rvmcv_worker.protocol import (
     LeaseRef,
     LeaseState,
     WorkerStatus,
+    WorkerStatusAnswer,
 )
-from rvmcv_worker.state import Lane
+from rvmcv_worker.state import Lane, RunningJob
 
 #: Seconds between two reports until RVM-Server sets its own.
 _IDLE_S, _BUSY_S = 10.0, 3.0
@@ -96,6 +97,10 @@ class Heartbeat(threading.Thread):
         if not lanes_ask:
             condition.recover("token")
         condition.recover(_FAULT)
+        self._follow(answer, running)
+
+    def _follow(self, answer: WorkerStatusAnswer, running: dict[str, RunningJob]) -> None:
+        """Do what RVM-Server says; `running` are the jobs of which it was told."""
         for job_id, lease in answer.leases.items():
             if (job := running.get(job_id)) is None:
                 continue
@@ -103,7 +108,7 @@ class Heartbeat(threading.Thread):
                 job.interrupt.request(StopReason.CANCELLED)
             elif lease is LeaseState.LOST:
                 job.interrupt.request(StopReason.FENCED, "RVM-Server says that the lease is lost")
-        condition.want(answer.desired_state)
+        self._services.condition.want(answer.desired_state)
         self._idle_s, self._busy_s = answer.interval_s.idle, answer.interval_s.busy
 
     def uptime_s(self) -> int:
