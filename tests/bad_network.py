@@ -136,9 +136,16 @@ class BadNetwork(ThreadingHTTPServer):
         """Do `behave` to the next requests of these kinds ("*": any); a later rule goes first."""
         return self._add(Rule(_matcher(kinds, job_id), behave, times))
 
-    def hold(self, kinds: str | Iterable[str], moment: Moment, *, job_id: str | None = None) -> Hold:
-        """Hold the next such request until it is released."""
-        rule = Hold(_matcher(kinds, job_id), moment=moment)
+    def hold(
+        self,
+        kinds: str | Iterable[str],
+        moment: Moment,
+        *,
+        job_id: str | None = None,
+        phase: str | None = None,
+    ) -> Hold:
+        """Hold the next such request until it is released; `phase` is that of a progress report."""
+        rule = Hold(_matcher(kinds, job_id, phase), moment=moment)
         self._add(rule)
         return rule
 
@@ -268,6 +275,14 @@ def _kind(method: str, path: str, said: Mapping[str, Any]) -> str:
     return part
 
 
-def _matcher(kinds: str | Iterable[str], job_id: str | None) -> Callable[[Request], bool]:
+def _matcher(
+    kinds: str | Iterable[str], job_id: str | None, phase: str | None = None
+) -> Callable[[Request], bool]:
     wanted = {kinds} if isinstance(kinds, str) else set(kinds)
-    return lambda request: ("*" in wanted or request.kind in wanted) and job_id in {None, request.job_id}
+
+    def matches(request: Request) -> bool:
+        told = request.said.get("progress", {}).get("phase")
+        ours = job_id in {None, request.job_id} and phase in {None, told}
+        return ours and ("*" in wanted or request.kind in wanted)
+
+    return matches

@@ -47,8 +47,8 @@ def _state(name: str) -> Reach:
     return reach
 
 
-def _held(kind: str, moment: Moment) -> Reach:
-    return lambda stage, job_id: stage.network.hold(kind, moment, job_id=job_id)
+def _held(kind: str, moment: Moment, phase: str | None = None) -> Reach:
+    return lambda stage, job_id: stage.network.hold(kind, moment, job_id=job_id, phase=phase)
 
 
 def _wiping(stage: Stage, _job_id: str) -> None:
@@ -72,7 +72,7 @@ STEPS: dict[str, tuple[str | None, Reach]] = {
     "claiming, before the server has acted": ("claiming", _held("claim", Moment.BEFORE)),
     "claiming, after it has": ("claiming", _held("claim", Moment.AFTER)),
     "running": ("running", _state("running")),
-    "the question before the upload": ("running", _held("progress", Moment.AFTER)),
+    "the question before the upload": ("running", _held("progress", Moment.AFTER, phase="upload")),
     "publishing": ("publishing", _held("job-uploads", Moment.BEFORE)),
     "publishing, the slot given": ("publishing", _held("job-uploads", Moment.AFTER)),
     "wiping": (None, _wiping),
