@@ -19,6 +19,8 @@ from tests.fault_stage import QUICK, Stage, open_stage
 from tests.network_faults import HTML, Behaviour, Visit, cut, drop_answer, drop_request, half_open, says
 from tests.worker_process import WorkerProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 SCALE = 0.01
 _MB = 1_000_000
 

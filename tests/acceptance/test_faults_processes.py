@@ -19,6 +19,8 @@ from tests.network_faults import drop_request
 from tests.reference_talker import Talker
 from tests.worker_process import eventually, still_alive
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 1.0
 CANCEL_GRACE_S = 0.5
 #: What a kill, a wipe and two processes' turns take beside the waiting times, on a busy machine.

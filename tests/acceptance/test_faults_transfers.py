@@ -15,6 +15,8 @@ from tests.fault_stage import Stage, open_stage
 from tests.network_faults import Visit, drop_request
 from tests.worker_process import WorkerProcess
 
+pytestmark = pytest.mark.slow
+
 RUBBISH = b"this is no archive" * 1000
 
 
