@@ -111,7 +111,7 @@ def make_services(settings: Settings) -> Services:
 def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
     """Return the wall; without the one required the worker stays up and says why it claims nothing."""
     try:
-        return sandbox.choose(settings.sandbox, hide=settings.secret_dirs)
+        return sandbox.choose(settings.sandbox, hide=settings.secret_dirs, work_dir=settings.work_dir)
     except sandbox.SandboxUnavailableError as error:
         condition.degrade("wall", f"no wall, no claims: {error}")
         logger.error("no wall, no claims: {}", error)

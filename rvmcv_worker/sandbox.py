@@ -66,15 +66,16 @@ class Sandbox(abc.ABC):
         """
 
 
-def choose(settings: SandboxSettings, *, hide: Sequence[Path] = ()) -> Sandbox:
+def choose(settings: SandboxSettings, *, hide: Sequence[Path] = (), work_dir: Path | None = None) -> Sandbox:
     """Return the wall, tried out, or by `mode = "auto"` a plain process group where there is none.
 
-    `hide` names directories that no child may see even where they lie in a directory that it may.
+    `hide` names directories that no child may see even where they lie in a directory that it may. It is
+    tried out in `work_dir`, so that a start sweeps what a daemon killed meanwhile has left.
     Raises `SandboxUnavailableError` when `mode` is "required" and the wall cannot be built.
     """
     try:
         wall = Bubblewrap(extra_read_only=settings.extra_read_only, hide=hide)
-        wall.probe()
+        wall.probe(work_dir)
     except SandboxUnavailableError as error:
         if settings.mode == "required":
             raise
@@ -102,13 +103,13 @@ class Bubblewrap(Sandbox):
         self.forbids_namespaces = "--disable-userns" in self._options
         self._python = mounts.python_mounts([*mounts.python_directories(), *extra_read_only], hide)
 
-    def probe(self) -> None:
+    def probe(self, work_dir: Path | None = None) -> None:
         """Start Python behind the wall; raises `SandboxUnavailableError` with what to do."""
-        error = self._try_out()
+        error = self._try_out(work_dir)
         if error and self.forbids_namespaces and "max_user_namespaces" in error:
             logger.info("bubblewrap cannot forbid nested user namespaces here and goes without: {}", error)
             self.forbids_namespaces = False
-            error = self._try_out()
+            error = self._try_out(work_dir)
         if error:
             raise SandboxUnavailableError(_advice(error))
 
@@ -194,11 +195,11 @@ class Bubblewrap(Sandbox):
         sizes = {mounts.TMP: memory_bytes // 4, mounts.SHM: memory_bytes // 2}
         return mounts.system_mounts(sizes, can_size="--size" in self._options)
 
-    def _try_out(self) -> str:
+    def _try_out(self, work_dir: Path | None) -> str:
         """Start Python behind the wall; returns what went wrong, or nothing."""
         with (
             contextlib.closing(Spawner()) as spawner,
-            tempfile.TemporaryDirectory(prefix="rvmcv-probe-") as root,
+            tempfile.TemporaryDirectory(prefix="rvmcv-probe-", dir=work_dir) as root,
             tempfile.TemporaryFile() as output,
         ):
             workspace = Workspace(Path(root), "probe", 1)

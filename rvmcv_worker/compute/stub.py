@@ -2,8 +2,9 @@
 
     {"task": "stub", "steps": 5, "step_s": 0.01, "then": "complete", "payload_bytes": 4096}
 
-Each epoch reports ``loss``, "nan" too. With ``"checkpoint_steps": n`` it leaves a checkpoint after every n steps, after the last, and when it is
-stopped, and goes on from that of an earlier attempt. With ``ranks`` it runs in so many processes.
+Each epoch reports ``loss``, "nan" too. With ``"checkpoint_steps": n`` it leaves a checkpoint after every n
+steps, after the last, and when it is stopped, and goes on from that of an earlier attempt. With ``ranks`` it
+runs in so many processes.
 
 `then` is a name of `ENDINGS`, followed in every attempt or only in that of number ``then_in``; ``rank_then``
 gives some ranks an ending of their own, as in ``{"1": "segfault"}``. Those that eat or flood stop at

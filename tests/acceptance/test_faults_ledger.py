@@ -338,3 +338,18 @@ def test_row_41_after_an_outage_every_lease_is_expired_and_the_training_keeps_it
             assert job["attempts"][0]["worker_id"] == "busy"
             assert server.polls > 0
         assert busy.pid == busy_pid
+
+
+def test_row_12_killed_while_a_start_tries_out_the_wall(tmp_path: Path) -> None:
+    with open_stage(tmp_path, scale=0.02, start=False) as stage:
+        stage.worker.start()
+        work_dir = stage.worker.state_dir / "work"
+        eventually(lambda: list(work_dir.glob("rvmcv-probe-*")), every_s=0.001)
+        stage.worker.kill()
+        assert stage.worker.workspace_files()
+        stage.worker.start()
+        stage.the_next_job_completes()
+        named = [
+            p for p in psutil.process_iter(["cmdline"]) if str(work_dir) in " ".join(p.info["cmdline"] or ())
+        ]
+        assert still_alive(named) == []
