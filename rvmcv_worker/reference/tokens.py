@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ class Tokens:
         self._queue = queue
         #: By hash: whose token it is, and until when that need not be asked again.
         self._recent: dict[str, tuple[Caller, float]] = {}
+        #: Rises with each revocation: what was asked before one is not kept after it.
+        self._revocations = 0
+        self._lock = threading.Lock()
 
     def make(self, name: str, abilities: Iterable[Ability]) -> str:
         """Return a new token; it cannot be shown again."""
@@ -55,7 +59,7 @@ class Tokens:
 
     def caller(self, token: str) -> Caller | None:
         """Return whose token this is; None when it is nobody's, or was revoked."""
-        token_hash = hash_token(token)
+        token_hash, revocations = hash_token(token), self._revocations
         with self._queue.look() as turn:
             found = turn.session.scalar(
                 select(Token).where(Token.token_hash == token_hash, Token.revoked_at.is_(None))
@@ -63,7 +67,9 @@ class Tokens:
         if found is None:
             return None
         who = Caller(found.name, frozenset(Ability(name) for name in found.abilities))
-        self._recent[token_hash] = (who, time.monotonic() + RECENT_S)
+        with self._lock:
+            if revocations == self._revocations:
+                self._recent[token_hash] = (who, time.monotonic() + RECENT_S)
         return who
 
     def revoke(self, name: str) -> int:
@@ -74,5 +80,7 @@ class Tokens:
             )
             for token in found:
                 token.revoked_at = turn.now
-        self._recent.clear()
+        with self._lock:
+            self._revocations += 1
+            self._recent.clear()
         return len(found)

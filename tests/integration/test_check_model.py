@@ -59,9 +59,6 @@ with torch.no_grad():
         parameter.fill_(float("nan"))
 save("diverged.pt", diverged)
 
-class Args:
-    batch, imgsz = 16, 640
-
 faults = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."),
@@ -72,7 +69,8 @@ faults = {
     "else": RuntimeError(f"what is this at {root}/x"),
 }
 answers["faults"] = {
-    name: training_faults.explain(error, Args, True, root).to_wire() for name, error in faults.items()
+    name: training_faults.explain(error, batch=16, imgsz=640, started=True, root=root).to_wire()
+    for name, error in faults.items()
 }
 (root / "answers.json").write_text(json.dumps(answers))
 """

@@ -23,6 +23,7 @@ def test_a_pause_cuts_the_held_poll_and_the_lane_may_poll_again(tmp_path: Path) 
         handler.hold()
 
     (tmp_path / "token").write_text("a-token")
+    (tmp_path / "work").mkdir()
     with FileServer() as server, ThreadPoolExecutor(1) as lane:
         server.on("/api/v1/cv/job-status", hold, status(204))
         services = make_services(
