@@ -369,9 +369,17 @@ def test_another_user_is_not_allowed(worker: WorkerProcess) -> None:
     assert _status(worker)["desired"]["operator"] == "run"
 
 
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[ReferenceServer]:
+    """A server whose jobs the module's daemon cannot take."""
+    with ReferenceServer(tmp_path / "server", settings=Settings(timing=Timing(report_interval_s=1.0))) as own:
+        yield own
+
+
 def test_a_new_token_is_tried_at_once_and_one_that_cannot_be_read_is_told(
-    tmp_path: Path, server: ReferenceServer
+    tmp_path: Path, own_server: ReferenceServer
 ) -> None:
+    server = own_server
     # Times are those of production: without the signal the token would be read again after a minute.
     with WorkerProcess(tmp_path / "worker", server, token="wrong", scale=1.0, worker_id="vm103") as worker:
         eventually(lambda: "rejects the worker's token" in worker.log())
@@ -392,8 +400,10 @@ def test_a_new_token_is_tried_at_once_and_one_that_cannot_be_read_is_told(
 
 
 def test_a_new_token_delivers_at_once_what_the_old_one_could_not(
-    tmp_path: Path, server: ReferenceServer
+    tmp_path: Path, own_server: ReferenceServer
 ) -> None:
+    server = own_server
+
     def admin(method: str, path: str, **more: Any) -> Any:
         headers = {"Authorization": f"Bearer {server.admin_token}", "Accept": "application/json"}
         answer = requests.request(
