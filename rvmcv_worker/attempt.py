@@ -36,6 +36,7 @@ from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.progress import ProgressReporter
 from rvmcv_worker.protocol import (
     MAX_FINISH_BYTES,
+    Checkpoint,
     Claim,
     FinishReport,
     JobOffer,
@@ -49,7 +50,7 @@ from rvmcv_worker.state import Condition, RunningJob
 from rvmcv_worker.storage import PATIENCE_S, Storage
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
-from rvmcv_worker.workspace import UsageMeter, Workspace
+from rvmcv_worker.workspace import LeftBehindError, UsageMeter, Workspace
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,10 @@ def run_attempt(
             report = _run(attempt, job_type)
             status, error_code = report["status"], report.get("error", {}).get("code")
             _enter_outbox(services, report, job_type.courtesy(offer, report), workspace)
+    except LeftBehindError:
+        status = "queued"
+        services.ledger.enter(offer.job_id, ClaimState.STOPPED)
+        log.warning("storage does not take the checkpoint: the next start hands the job back with it")
     except FencedError as error:
         services.ledger.forget(offer.job_id)
         log.warning("lease lost ({}): result discarded, the job is another's or over", error.reason)
@@ -260,7 +265,7 @@ def checkpoint_put(services: Services, workspace: Workspace, lease_token: str) -
 
 
 def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
-    """Run the job and return its final report; raises `FencedError` only."""
+    """Run the job and return its final report; raises `FencedError` and `LeftBehindError` only."""
     log = logger.bind(job_id=attempt.offer.job_id)
     start_s = time.monotonic()
     report = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
@@ -286,13 +291,32 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     else:
         report |= {"status": "completed", "result": result}
         log.success("completed in {:.1f} s", time.monotonic() - start_s)
-    if report["status"] == "queued" and (left_off := attempt.checkpoints.store_last()):
+    if report["status"] == "queued" and (left_off := _store_last(attempt)):
         report["checkpoint"] = to_wire(left_off)
     if attempt.interrupt.reason is not None:
         with contextlib.suppress(JobCancelledError, JobError):
             attempt.interrupt.check()  # raises when fenced: then nothing is reported at all
     report["timings"] = {**attempt.timings, "total": round(time.monotonic() - start_s, 3)}
-    return to_wire(FinishReport.model_validate(report))
+    try:
+        return to_wire(FinishReport.model_validate(report))
+    except ValueError as error:  # what a child said can be anything
+        log.exception("the final report cannot be written as it is")
+        wrong = InternalError(f"the final report cannot be written: {type(error).__name__}")
+        bare = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
+        bare |= final_report.failure(wrong, attempt.services.settings)
+        return to_wire(FinishReport.model_validate({**bare, "timings": report["timings"]}))
+
+
+def _store_last(attempt: Attempt) -> Checkpoint | None:
+    """Store where a job that is handed back left off; raises `LeftBehindError` if only the next start can."""
+    try:
+        return attempt.checkpoints.store_last()
+    except checkpoints.StorageAwayError as error:
+        if attempt.services.condition.stopping.is_set():
+            raise LeftBehindError from None
+        log = logger.bind(job_id=attempt.offer.job_id)
+        log.warning("{}: the next attempt goes on from an earlier one, or anew", error)
+        return None
 
 
 def _is_for_want_of_room(error: Exception) -> bool:
@@ -333,6 +357,9 @@ def _enter_outbox(
                 with contextlib.suppress(OSError):  # it is wiped again at the end
                     workspaces.wipe(workspace.root)
             if services.condition.stopping.wait(delay_s):
-                raise
+                # There is no later: it is delivered now, or the next start hands the job back.
+                services.controller.finish(report)
+                services.ledger.forget(report["job_id"])
+                return
         else:
             return

@@ -19,7 +19,7 @@ from loguru import logger
 
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import ControllerError
-from rvmcv_worker.errors import FencedError, JobCancelledError, JobCrashedError, JobError
+from rvmcv_worker.errors import FencedError, JobCancelledError, JobCrashedError, JobError, UploadFailedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.progress import ProgressReporter
 from rvmcv_worker.protocol import Checkpoint, Resume
@@ -49,6 +49,10 @@ Put = Callable[[Path, str, Interrupt], Stored]
 def max_bytes(settings: Settings) -> int:
     """Return the size of the largest checkpoint that is taken."""
     return int(_MODELS_A_CHECKPOINT * settings.limits.max_model_mb * _MB)
+
+
+class StorageAwayError(Exception):
+    """Storage does not take the last checkpoint now; it may later."""
 
 
 class Checkpoints:
@@ -98,9 +102,9 @@ class Checkpoints:
             self._changed.notify()
 
     def store_last(self) -> Checkpoint | None:
-        """Store the newest that the attempt has left, now that no child lives; None where that fails.
+        """Store the newest that the attempt has left, now that no child lives; None where there is none.
 
-        What takes longer than the stop of a worker can wait for is given up.
+        Raises `StorageAwayError` for what takes longer than the stop of a worker can wait for.
         """
         self._close()
         if self._known and self._known.epoch == newest_epoch(self._workspace):
@@ -157,14 +161,20 @@ def newest_file(workspace: Workspace) -> str | None:
 def store_newest(
     workspace: Workspace, put: Put, max_bytes: int, interrupt: Interrupt | None = None
 ) -> Checkpoint | None:
-    """Store the newest checkpoint of a workspace in which nothing runs, in `_LAST_S`; None if that fails."""
+    """Store the newest checkpoint of a workspace in which nothing runs; None for one that nobody can have.
+
+    Raises `StorageAwayError` when it is not stored within `_LAST_S`.
+    """
     log = logger.bind(job_id=workspace.job_id)
     cut = interrupt.branch() if interrupt else Interrupt()
     found: list[Checkpoint | None] = []
+    away: list[UploadFailedError] = []
 
     def store() -> None:
         try:
             found.append(_freeze_and_put(workspace, put, max_bytes, _LAST, cut))
+        except UploadFailedError as error:
+            away.append(error)
         except (JobError, JobCancelledError, FencedError, OSError) as error:
             log.warning("the newest checkpoint is not stored: {}", error)
 
@@ -175,8 +185,12 @@ def store_newest(
     if thread.is_alive():
         cut.request(StopReason.WORKER_STOPPED, f"it takes longer than {_LAST_S:g} s")
         thread.join(1.0)
+        if not found:
+            raise StorageAwayError(f"the checkpoint is not stored within {_LAST_S:g} s")
     else:
         cut.close()
+    if away:
+        raise StorageAwayError(away[0].message)
     return found[0] if found else None
 
 
@@ -212,6 +226,7 @@ def fetch(
     if resume is None:
         return None
     log = logger.bind(job_id=workspace.job_id)
+    refused = []
     for place in filter(None, (resume.path, resume.url)):
         try:
             storage.fetch(
@@ -223,9 +238,10 @@ def fetch(
             )
         except JobError as error:
             interrupt.check()
-            log.warning("the checkpoint of an earlier attempt cannot be had: {}", error.message)
+            refused.append(error.message)
         else:
             log.info("going on from the checkpoint of epoch {}", resume.epoch)
             return f"in/{RESUME_FILE}"
+    log.warning("the checkpoint of an earlier attempt cannot be had: {}", "; ".join(refused))
     log.warning("the job starts from the beginning")
     return None

@@ -27,7 +27,7 @@ from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.housekeeping import Housekeeping
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.lanes import LaneLoop
-from rvmcv_worker.ledger import Ledger
+from rvmcv_worker.ledger import ClaimState, Ledger
 from rvmcv_worker.machine_watch import MachineWatch, train_places
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.operator_wish import OperatorWish
@@ -232,7 +232,11 @@ def _stop(
         thread.join(max(0.0, deadline_s - time.monotonic()))
         if thread.is_alive():
             logger.warning("{} still waits for RVM-Server: the next start settles its claim", thread.name)
-    if not condition.wait_idle(_STOP_S):  # the heartbeat goes on meanwhile: it keeps the leases
+    if not condition.wait_idle(_STOP_S):
+        for job in condition.running():
+            services.ledger.enter(
+                job.job_id, ClaimState.STOPPED
+            )  # the heartbeat goes on meanwhile: it keeps the leases
         logger.error("{} jobs did not end in time; the next start hands them back", len(condition.running()))
     heartbeat.close()
     if not services.outbox.flush(_FLUSH_S):

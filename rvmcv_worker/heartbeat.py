@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import psutil
 from loguru import logger
@@ -15,7 +16,6 @@ from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import StopReason
 from rvmcv_worker.nvml import GpuReading
 from rvmcv_worker.protocol import (
-    DesiredState,
     GpuStatus,
     HostStatus,
     LaneClaims,
@@ -28,6 +28,10 @@ from rvmcv_worker.state import Lane, RunningJob
 
 #: Seconds between two reports until RVM-Server sets its own.
 _IDLE_S, _BUSY_S = 10.0, 3.0
+_SUPERSEDED = (
+    "another daemon of this worker's id has spoken to RVM-Server since, which offers this one nothing any"
+    " more: end the other, or give it an id of its own, then restart this one"
+)
 #: Least seconds between two reports that a change of state asks for.
 _GAP_S = 0.2
 #: The source of what `Condition` says while no worker status is delivered.
@@ -53,6 +57,8 @@ class Heartbeat(threading.Thread):
         """Report at the interval, and at once when something changed."""
         condition, scaled = self._services.condition, self._services.settings.scaled
         condition.settled.wait()
+        if condition.stopping.is_set():
+            return  # what the daemon before left is not settled: nothing is to be said yet
         while not self._closing.is_set():
             condition.changed.clear()
             try:
@@ -73,8 +79,6 @@ class Heartbeat(threading.Thread):
         """Send one report and do what the answer says."""
         condition = self._services.condition
         running = {job.job_id: job for job in condition.running()}
-        # Lanes that ask for jobs find out by themselves whether a rejected token is good again.
-        lanes_ask = condition.wishes().holds is DesiredState.RUN
         try:
             answer = self._services.controller.worker_status(self._status())
         except ProtocolMissingError as error:
@@ -85,8 +89,7 @@ class Heartbeat(threading.Thread):
         except TokenRejectedError as error:
             if condition.degrade("token", str(error)):
                 logger.error("{}; claims stop, running jobs go on", error)
-            if not lanes_ask:
-                self._services.retry.before_retry(error)
+            self._services.retry.before_retry(error)
             return
         except ControllerError as error:
             logger.debug("worker status not delivered: {}", error)
@@ -94,9 +97,13 @@ class Heartbeat(threading.Thread):
             if condition.degrade(_FAULT, "RVM-Server does not take the worker status", frozenset()):
                 logger.warning("worker status not delivered: {}; running jobs go on", error)
             return
-        if not lanes_ask:
-            condition.recover("token")
+        condition.recover("token")
         condition.recover(_FAULT)
+        if answer.superseded:
+            if condition.degrade("superseded", _SUPERSEDED):
+                logger.critical(_SUPERSEDED)
+        else:
+            condition.recover("superseded")
         self._follow(answer, running)
 
     def _follow(self, answer: WorkerStatusAnswer, running: dict[str, RunningJob]) -> None:
@@ -138,12 +145,20 @@ class Heartbeat(threading.Thread):
                 cpu_pct=psutil.cpu_percent(),
                 memory_used_mb=(memory.total - memory.available) // _MB,
                 memory_total_mb=memory.total // _MB,
-                disk_free_gb=round(psutil.disk_usage(str(services.settings.work_dir)).free / _GB, 1),
+                disk_free_gb=_free_gb(services.settings.work_dir),
                 workspace_gb=round(services.work_usage.last.bytes / _GB, 3),
             ),
             jobs=condition.totals(outbox=len(services.ledger.outbox())),
             leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],
         )
+
+
+def _free_gb(directory: Path) -> float | None:
+    """Return what the disk has free; None where the directory cannot be asked, which is told elsewhere."""
+    try:
+        return round(psutil.disk_usage(str(directory)).free / _GB, 1)
+    except OSError:
+        return None
 
 
 def _gpu(gpus: Gpus, index: int, reading: GpuReading | None) -> GpuStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 import uuid
@@ -205,8 +206,23 @@ class LaneLoop(threading.Thread):
                     return None  # the ledger knows the claim: the next start repeats and hands it back
                 retry.before_retry(error)
             else:
-                ledger.claimed(job_id, claim.attempt, claim.lease_token)
-                return claim
+                return claim if self._note_claim(job_id, claim) else None
+
+    def _note_claim(self, job_id: str, claim: Claim) -> bool:
+        """Write an accepted claim down, however long the disk is full; False when the worker stops first."""
+        condition = self._services.condition
+        for delay_s in self._services.retry.delays():
+            try:
+                self._services.ledger.claimed(job_id, claim.attempt, claim.lease_token)
+            except sqlite3.OperationalError as error:
+                logger.bind(job_id=job_id).warning(
+                    "the claim cannot be noted, tried again in {:.0f} s: {}", delay_s, error
+                )
+                if condition.stopping.wait(delay_s):
+                    break  # the ledger knows that it was on its way: the next start hands it back
+            else:
+                return True
+        return False
 
     def _work(
         self, job: RunningJob, job_type: JobType, offer: JobOffer, claim: Claim, place: tuple[int, ...]

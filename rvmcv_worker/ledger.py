@@ -60,6 +60,7 @@ class ClaimState(enum.Enum):
     CLAIMED = "claimed"  #: the attempt is ours: fetching and preparing
     RUNNING = "running"  #: the job's child runs
     PUBLISHING = "publishing"  #: objects and model go out; inert until the final report
+    STOPPED = "stopped"  #: the worker stopped, and left the hand-back to the next start
     UNKNOWN = "unknown"  #: a newer worker's step, read by an older one: begun, and more is not known
 
     @classmethod
@@ -101,7 +102,7 @@ class Ledger:
         self._file = file
         try:
             self._db = self._open(file)
-        except sqlite3.OperationalError as error:  # a full disk, a lock: the file itself may be sound
+        except (sqlite3.OperationalError, OSError) as error:  # a full disk, a lock: it may be sound itself
             raise LedgerUnavailableError(f"the ledger {file} cannot be opened: {error}") from None
         except sqlite3.DatabaseError as error:
             aside = file.with_name(f"{file.name}.broken-{int(time.time())}")
@@ -113,7 +114,7 @@ class Ledger:
 
     @staticmethod
     def _open(file: Path) -> sqlite3.Connection:
-        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        _make_private(file)
         db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode=WAL")
@@ -128,6 +129,10 @@ class Ledger:
             _copy(db, file.with_name(f"{file.name}.schema-{found}"))
         for version, step in enumerate(_SCHEMA[found:], found + 1):
             db.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version={version}; COMMIT;")
+        try:
+            db.execute("SELECT claim_id FROM claims, outbox WHERE waited_s < 0").fetchall()
+        except sqlite3.OperationalError as error:
+            raise sqlite3.DatabaseError(f"not a ledger: {error}") from None
         return db
 
     @contextlib.contextmanager
@@ -223,17 +228,31 @@ class Ledger:
         """Every final report that waits, oldest first."""
         with self._lock:
             rows = self._db.execute("SELECT * FROM outbox ORDER BY seq").fetchall()
-        return [
-            OutboxRow(
-                seq=row["seq"],
-                job_id=row["job_id"],
-                finish_id=row["finish_id"],
-                body=json.loads(row["body"]),
-                courtesy=json.loads(row["courtesy"]) if row["courtesy"] else None,
-                waited_s=row["waited_s"],
-            )
-            for row in rows
-        ]
+        found = []
+        for row in rows:
+            try:
+                found.append(
+                    OutboxRow(
+                        seq=row["seq"],
+                        job_id=row["job_id"],
+                        finish_id=row["finish_id"],
+                        body=json.loads(row["body"]),
+                        courtesy=json.loads(row["courtesy"]) if row["courtesy"] else None,
+                        waited_s=row["waited_s"],
+                    )
+                )
+            except ValueError as error:
+                self._set_aside(row, error)
+        return found
+
+    def _set_aside(self, row: sqlite3.Row, error: ValueError) -> None:
+        """Take a report out that cannot be read, for a person to look at."""
+        aside = self._file.with_name(f"{self._file.name}.report-{row['seq']}.broken")
+        _make_private(aside)
+        aside.write_text(str(dict(row)), errors="backslashreplace")
+        log = logger.bind(job_id=row["job_id"])
+        log.error("a final report cannot be read ({}): set aside as {}", error, aside)
+        self.delivered(row["seq"])
 
     def knows(self, job_id: str) -> bool:
         """Whether the job is claimed here or its final report still waits: it is not claimed again."""
@@ -250,9 +269,18 @@ class Ledger:
             self._db.close()
 
 
+def _make_private(file: Path) -> None:
+    """Make a file, and whatever SQLite keeps beside it, for this user alone: lease tokens lie in it."""
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            file.with_name(file.name + suffix).chmod(0o600)
+
+
 def _copy(db: sqlite3.Connection, file: Path) -> None:
     """Copy the whole database, as it is before its schema changes."""
-    os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+    file.unlink(missing_ok=True)
+    _make_private(file)
     with contextlib.closing(sqlite3.connect(file)) as copy:
         db.backup(copy)
     logger.info("the ledger as the worker before has left it is kept as {}", file)

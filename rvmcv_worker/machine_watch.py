@@ -43,7 +43,10 @@ class MachineWatch(threading.Thread):
         """Look, and tell what has changed."""
         pause_s = max(_LOOK_LEAST_S, self._services.settings.scaled(_LOOK_S))
         while not self._services.condition.stopping.wait(pause_s):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001 - the machine is looked at again; jobs go on meanwhile
+                logger.exception("a fault of the worker's own in the watch over the machine: it goes on")
 
     def look(self) -> None:
         """Look once."""

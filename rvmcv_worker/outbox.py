@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 import time
 import uuid
@@ -70,19 +72,27 @@ class Outbox(threading.Thread):
             self._wake.clear()
             try:
                 self._deliver_due()
-            except ControllerError as error:
+                since_s = self._note_waiting(since_s)
+            except (ControllerError, sqlite3.Error, OSError) as error:
+                # What was accepted and could not be noted is delivered again, under its `finish_id`.
                 delay_s = backoff.next_s(error)
                 logger.warning("final reports wait {:.0f} s: {}", delay_s, error)
                 self._retry.pause(self._closing, delay_s, error)
-                since_s, before_s = time.monotonic(), since_s
-                self._ledger.waited(since_s - before_s)
                 self._retry.before_retry(error)
+                with contextlib.suppress(sqlite3.Error):
+                    since_s = self._note_waiting(since_s)
                 continue
             backoff.reset()
             with self._empty:
                 self._empty.notify_all()
             self._wake.wait()
             since_s = time.monotonic()
+
+    def _note_waiting(self, since_s: float) -> float:
+        """Add the time since then to what the reports have waited; returns the moment of it."""
+        now_s = time.monotonic()
+        self._ledger.waited(now_s - since_s)
+        return now_s
 
     def _deliver_due(self) -> None:
         """Deliver every report whose attempt has wiped its workspace; the others wake us when they have.

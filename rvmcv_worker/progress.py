@@ -15,12 +15,14 @@ from typing import Any
 
 from loguru import logger
 
-from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError
+from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError, TooLargeError
 from rvmcv_worker.errors import FencedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.protocol import Checkpoint, Directive, Progress, progress_of, to_wire
-from rvmcv_worker.retry import Retry, RetryStoppedError
+from rvmcv_worker.retry import RETRYABLE, Retry, RetryStoppedError
 
+#: Answers to a report that is not to be taken as it is.
+_REFUSED = (RequestRejectedError, TooLargeError)
 #: Epochs in one report: after a long outage the rest follows in the next ones.
 _EPOCHS_A_REPORT = 200
 
@@ -109,11 +111,19 @@ class ProgressReporter:
 
     def _deliver(self, what: str, stop: Interrupt) -> None:
         log = logger.bind(job_id=self._job_id)
-        self._retry.call(
-            self._send,
-            stop=stop,
-            told=lambda error, wait_s: log.warning("{} waits {:.0f} s: {}", what, wait_s, error),
-        )
+
+        def told(error: Exception, wait_s: float) -> None:
+            log.warning("{} waits {:.0f} s: {}", what, wait_s, error)
+            if isinstance(
+                error, _REFUSED
+            ):  # perhaps for what a child said: only what must be known is said again
+                with self._wake:
+                    known = ("phase", "checkpoint")
+                    kept: dict[str, Any] = {key: self._state[key] for key in known if key in self._state}
+                    self._state.clear()
+                    self._state.update(kept)
+
+        self._retry.call(self._send, stop=stop, on=(*RETRYABLE, *_REFUSED), told=told)
 
     def _run(self) -> None:
         backoff = self._retry.backoff()

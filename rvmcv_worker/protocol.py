@@ -393,6 +393,8 @@ class WorkerStatusAnswer(Answered):
     leases: dict[str, Annotated[LeaseState, Field(strict=False)]] = {}
     desired_state: Annotated[DesiredState, Field(strict=False)] = DesiredState.RUN
     interval_s: StatusIntervals = StatusIntervals()
+    #: A newer daemon of the same `worker_id` has spoken: this one is offered nothing any more.
+    superseded: bool = False
 
 
 # -- 6. Storage ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ First what needs nobody (`clear`), then, in a thread of its own, what needs RVM-
 from __future__ import annotations
 
 import threading
+import time
 
 from loguru import logger
 
@@ -16,11 +17,13 @@ from rvmcv_worker.controller import ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError, JobError, WorkerDiedError, WorkerStoppedError
 from rvmcv_worker.ledger import ClaimRow, ClaimState
 from rvmcv_worker.process_tree import kill_marked
-from rvmcv_worker.protocol import to_wire
+from rvmcv_worker.protocol import Checkpoint, to_wire
 from rvmcv_worker.workspace import Workspace
 
 #: How long the hand-backs, with their checkpoints, may take to be RVM-Server's first word of this daemon.
 _DELIVER_S = 2.0
+#: How long storage that is away is waited for with the checkpoint of a dead attempt.
+_STORAGE_PATIENCE_S = 1800.0
 
 
 def clear(services: Services) -> None:
@@ -67,17 +70,42 @@ class Settlement(threading.Thread):
         error: JobError
         if row.state is ClaimState.CLAIMING:
             error = WorkerStoppedError("the worker ended before the job had begun")
+        elif row.state is ClaimState.STOPPED:
+            error = WorkerStoppedError("the worker was stopped while the job ran")
         else:
             error = WorkerDiedError(f"the worker died while the job was {row.state.value}")
         log.warning("{}: handed back", error.message)
         report = final_report.never_ran(services.settings, row.job_id, lease_token, error)
         dead = Workspace(services.settings.work_dir / _workspace_name(row), row.job_id, row.attempt or 1)
-        put = checkpoint_put(services, dead, lease_token)
-        if left_off := checkpoints.store_newest(dead, put, checkpoints.max_bytes(services.settings)):
+        left_off = self._save_checkpoint(dead, lease_token)
+        if services.condition.stopping.is_set():
+            return  # the ledger and the workspace keep it for the next start
+        if left_off:
             report["checkpoint"] = to_wire(left_off)
         workspace.wipe(dead.root)
         services.ledger.finish(row.job_id, report)
         services.outbox.wake()
+
+    def _save_checkpoint(self, dead: Workspace, lease_token: str) -> Checkpoint | None:
+        """Store the newest checkpoint that was left; a storage that is away is waited for, not for ever."""
+        services, condition = self._services, self._services.condition
+        put = checkpoint_put(services, dead, lease_token)
+        until_s = time.monotonic() + services.settings.scaled(_STORAGE_PATIENCE_S)
+        backoff = services.retry.backoff()
+        while not condition.stopping.is_set():
+            mark = condition.mark()
+            try:
+                return checkpoints.store_newest(dead, put, checkpoints.max_bytes(services.settings))
+            except checkpoints.StorageAwayError as error:
+                log = logger.bind(job_id=dead.job_id)
+                if time.monotonic() >= until_s:
+                    log.warning("{}: given up, the job goes on from an earlier one, or anew", error)
+                    return None
+                waiting = f"a checkpoint of the daemon before waits for storage, nothing is claimed: {error}"
+                if condition.degrade("settlement", waiting):
+                    log.warning(waiting)
+                condition.rest(backoff.next_s(), mark)
+        return None
 
     def _repeat(self, row: ClaimRow) -> str | None:
         """Repeat a claim whose answer was lost, until RVM-Server has said yes or no.

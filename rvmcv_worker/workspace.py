@@ -44,6 +44,10 @@ _MAX_LISTED = 10_000
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class LeftBehindError(Exception):
+    """The worker stops, and what the workspace holds is for its next start."""
+
+
 @dataclass(frozen=True)
 class Usage:
     """What a directory holds: bytes as allocated on the disk, and files of any kind."""
@@ -194,7 +198,10 @@ def _version(info: os.stat_result) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def make(work_dir: Path, job_id: str, attempt: int) -> Iterator[Workspace]:
-    """Make the workspace of an attempt and wipe it at the end, however the end comes."""
+    """Make the workspace of an attempt and wipe it at the end, however the end comes.
+
+    Only `LeftBehindError` leaves it, for the next start of the daemon.
+    """
     if not _NAME.fullmatch(job_id):
         raise ValueError(f"not a job id to name a directory by: {job_id[:100]!r}")
     workspace = Workspace(work_dir / f"{job_id}-{attempt}", job_id, attempt)
@@ -204,14 +211,21 @@ def make(work_dir: Path, job_id: str, attempt: int) -> Iterator[Workspace]:
         for directory in (workspace.root, workspace.in_dir, workspace.out_dir):
             directory.mkdir(mode=0o700)
         yield workspace
-    finally:
-        try:
-            wipe(workspace.root)
-        except OSError as error:
-            # The job's own outcome must not be lost over this; the next start sweeps.
-            logger.error(
-                "workspace {} could not be wiped, tried again at the next start: {}", workspace.root, error
-            )
+    except LeftBehindError:
+        raise
+    except BaseException:
+        _wipe_or_say(workspace.root)
+        raise
+    else:
+        _wipe_or_say(workspace.root)
+
+
+def _wipe_or_say(root: Path) -> None:
+    try:
+        wipe(root)
+    except OSError as error:
+        # The job's own outcome must not be lost over this; the next start sweeps.
+        logger.error("workspace {} could not be wiped, tried again at the next start: {}", root, error)
 
 
 def sweep(work_dir: Path, keep: set[str]) -> list[str]:

@@ -74,8 +74,8 @@ class State:
             raise CheckpointError(f"its {_STATE} cannot be read: {error}") from None
         numbers = [number for run in state.runs for number in vars(run).values() if number is not None]
         if not (
-            all(type(number) is int and number >= 0 for number in (state.epochs, *numbers))
-            and state.ended_by in {None, *ENDS}
+            all(type(number) is int and 0 <= number < 10**9 for number in (state.epochs, *numbers))
+            and state.ended_by in (None, *ENDS)
             and isinstance(state.trained_s, (int, float))
             and state.trained_s >= 0
             and len(state.history) <= HISTORY_EPOCHS

@@ -68,6 +68,7 @@ def launch(count: int, child: Child, job: dict[str, Any]) -> dict[str, Any]:
     options += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python"]
     heed_sigterm = signal.getsignal(signal.SIGTERM)
     silent: dict[int, int] = {}
+    child.check_stop()  # from here on torchrun listens for SIGTERM
     try:
         torchrun.main([*options, *_PYTHON, "-m", "rvmcv_worker.compute.child", child.directory.name])
     except SignalException:

@@ -265,6 +265,7 @@ class WorkerOrders(Response):
     leases: dict[str, Literal["ok", "cancel", "lost"]]
     desired_state: Literal["run", "pause", "drain"]
     interval_s: StatusIntervals
+    superseded: bool = False
 
 
 class UploadFile(Request):

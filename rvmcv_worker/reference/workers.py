@@ -63,6 +63,7 @@ def take_status(turn: Turn, status: wire.WorkerStatus) -> wire.WorkerOrders:
         leases={lease.job_id: _renew(turn, lease) for lease in leases},
         desired_state=worker.desired_state,
         interval_s=wire.StatusIntervals(idle=timing.status_idle_s, busy=timing.status_busy_s),
+        superseded=not current,
     )
 
 

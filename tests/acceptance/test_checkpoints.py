@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings, Timing
 from tests.reference_talker import Talker
-from tests.worker_process import WorkerProcess, still_alive
+from tests.worker_process import WorkerProcess, eventually, still_alive
 
 STEPS = 40
 LONG = {"steps": STEPS, "step_s": 0.05}
@@ -140,10 +141,11 @@ def test_a_checkpoint_that_cannot_be_used_starts_the_job_from_the_beginning(
     token = other.take(job_id)
     other.progress(job_id, token, 1, checkpoint={"path": path, "sha256": sha256, "epoch": 2})
     other.hand_back(job_id, token, "worker_stopped")
+    said_before = len(worker.log())
     worker.start()
     assert _went_on(server, job_id, steps=3) == [3]
     if damage != "no checkpoint":  # which only the child can tell, in its own log
-        assert "the job starts from the beginning" in worker.log()
+        assert "the job starts from the beginning" in worker.log()[said_before:]
 
 
 def test_a_child_names_no_object_of_others(server: ReferenceServer, worker: WorkerProcess) -> None:
@@ -177,3 +179,35 @@ def test_a_drain_sends_the_job_to_another_worker_and_neither_has_keys(tmp_path: 
             with second:
                 assert _went_on(server, job_id) == [reached, STEPS - reached]
             assert server.job(job_id)["attempts"][1]["worker_id"] == "vm103"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_worker_that_ends_while_server_and_storage_are_away_loses_nothing(
+    tmp_path: Path, killed: bool
+) -> None:
+    timing = Timing(report_interval_s=0.2, hand_back_delay_s=0.1)
+    with ReferenceServer(tmp_path / "server", settings=Settings(timing=timing)) as server:
+        port, s3_port = (int(url.rsplit(":", 1)[1]) for url in (server.url, server.s3_endpoint))
+        worker = WorkerProcess(tmp_path / "worker", server, scale=0.01)
+        worker.start()
+        job_id = _stub(server, checkpoint_steps=1)
+        _wait_for_step(server, job_id, 5)
+    if killed:
+        worker.kill()
+    else:
+        assert worker.stop() == 0
+        assert "the next start hands the job back with it" in worker.log()
+    assert worker.workspace_files()
+    worker.start()
+    eventually(lambda: "waits for storage" in worker.log())  # the worker is there before the server is
+    with (
+        contextlib.closing(worker),
+        ReferenceServer(
+            tmp_path / "server", port=port, s3_port=s3_port, settings=Settings(timing=timing)
+        ) as server,
+    ):
+        first, _ = _went_on(server, job_id)
+        assert first >= 5
+        error = server.job(job_id)["attempts"][0]["error"]
+        assert error["code"] == ("worker_died" if killed else "worker_stopped")
+        assert worker.workspace_files() == []

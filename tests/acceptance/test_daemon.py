@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.server import ReferenceServer
 from tests.worker_process import WorkerProcess, eventually
+
+#: Times of the wire are cut to the millisecond.
+_A_MOMENT = timedelta(milliseconds=1)
 
 
 @pytest.fixture
@@ -80,9 +85,13 @@ def test_row_02_a_rejected_token_stops_claims_until_a_new_one_is_read(
     with WorkerProcess(tmp_path / "worker", server, token="wrong-canary", scale=0.02) as worker:
         eventually(lambda: "rejects the worker's token" in worker.log())
         job_id = server.queue_training({"steps": 1}, job_type="stub")
-        assert server.job(job_id)["status"] == "queued"
+        rejected = worker.log().count("401")
+        eventually(lambda: worker.log().count("401") > rejected)
+        renewed_at = datetime.now(timezone.utc)
         worker.token_file.write_text(server.worker_token)
-        assert server.wait_until_final(job_id, 30)["status"] == "completed"
+        job = server.wait_until_final(job_id, 30)
+        assert job["status"] == "completed"
+        assert datetime.fromisoformat(job["started_at"].replace("Z", "+00:00")) >= renewed_at - _A_MOMENT
         for secret in ("wrong-canary", server.worker_token, server.s3_secret_key):
             assert secret not in worker.log()
 
@@ -139,3 +148,15 @@ def test_without_the_wall_that_is_required_nothing_is_claimed(
         assert _status(server)["claims"]["train"] is False
         assert server.job(job_id)["status"] == "queued"
         assert "apt install bubblewrap" in worker.log()
+
+
+def test_a_daemon_whose_id_another_has_taken_says_so(tmp_path: Path, server: ReferenceServer) -> None:
+    with WorkerProcess(tmp_path / "first", server) as first:
+        eventually(lambda: server.workers() and server.workers()[0]["status"])
+        with WorkerProcess(tmp_path / "second", server):
+            eventually(lambda: "another daemon of this worker's id has spoken" in first.log())
+        shown = _cli("status", "--json", "--config", str(first.config_file))
+        status = json.loads(shown.stdout)
+        assert status["state"] == "degraded"
+        assert not any(status["claims"].values())
+        assert "give it an id of its own" in status["reasons"][0]

@@ -96,7 +96,8 @@ def test_storage_that_does_not_answer_is_given_up(
         interrupt.check()
         raise AssertionError("not asked to end")
 
-    assert checkpoints.store_newest(place, put, MAX_BYTES) is None
+    with pytest.raises(checkpoints.StorageAwayError, match=r"not stored within 0\.05 s"):
+        checkpoints.store_newest(place, put, MAX_BYTES)
     assert any("it takes longer than" in line for line in logged)
 
 

@@ -131,3 +131,40 @@ def test_reports_count_the_time_that_they_waited_not_the_clocks(file: Path) -> N
         ledger.finish(name, _report(name, f"finish-{name}"))
         ledger.waited(10.0)
     assert [row.waited_s for row in Ledger(file).outbox()] == [20.0, 10.0]
+
+
+def test_a_report_that_cannot_be_read_is_set_aside_and_the_others_are_delivered(
+    file: Path, logged: list[str]
+) -> None:
+    ledger = Ledger(file)
+    for name in ("a", "b"):
+        ledger.begin_claim(name, "yolo11", name)
+        ledger.finish(name, _report(name, f"finish-{name}"))
+    with sqlite3.connect(file) as spoiler:
+        spoiler.execute("UPDATE outbox SET body = substr(body, 1, 20) WHERE job_id = 'a'")
+    assert [row.job_id for row in ledger.outbox()] == ["b"]
+    (aside,) = file.parent.glob("*.broken")
+    assert "finish-a" in aside.read_text()
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    assert any(str(aside) in line for line in logged)
+    assert not ledger.knows("a")
+
+
+def test_a_database_that_is_no_ledger_is_set_aside(file: Path, logged: list[str]) -> None:
+    with sqlite3.connect(file) as other:
+        other.executescript("CREATE TABLE claims (planet TEXT); PRAGMA user_version=2;")
+    assert Ledger(file).claims() == []
+    assert any("not a ledger" in line for line in logged)
+
+
+def test_a_directory_in_its_place_is_told(file: Path) -> None:
+    file.mkdir()
+    with pytest.raises(LedgerUnavailableError, match="cannot be opened"):
+        Ledger(file)
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(file: Path) -> None:
+    Ledger(file).close()
+    file.chmod(0o644)
+    Ledger(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -1,0 +1,110 @@
+"""Final reports on a disk that is full, and a last question that is refused."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rvmcv_worker.config import ServerSettings, Settings, TimingSettings, WorkerSettings
+from rvmcv_worker.controller import Controller
+from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.ledger import Ledger
+from rvmcv_worker.outbox import Outbox
+from rvmcv_worker.progress import ProgressReporter
+from rvmcv_worker.retry import Retry
+from rvmcv_worker.state import Condition
+from rvmcv_worker.token_source import TokenSource
+from tests.file_server import FileServer, status
+
+JOB_STATUS = "POST /api/v1/cv/job-status"
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(tmp_path: Path, server: FileServer) -> Settings:
+    (tmp_path / "token").write_text("a-token")
+    return Settings(
+        server=ServerSettings(url=server.url),
+        worker=WorkerSettings(state_dir=tmp_path, runtime_dir=tmp_path, credentials_dir=tmp_path),
+        timing=TimingSettings(scale=0.001),
+    )
+
+
+@pytest.fixture
+def controller(settings: Settings) -> Iterator[Controller]:
+    made = Controller(settings, TokenSource(settings), "0b7e0c52-6a5e-4a8f-9f39-2f1f9f0a3c11")
+    yield made
+    made.close()
+
+
+def test_a_full_disk_ends_no_delivery(
+    tmp_path: Path,
+    server: FileServer,
+    settings: Settings,
+    controller: Controller,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    ledger.begin_claim("job1", "stub", "c1")
+    report = {
+        "event": "finish",
+        "job_id": "job1",
+        "lease_token": "t",
+        "finish_id": "f1",
+        "status": "completed",
+    }
+    ledger.finish("job1", {**report, "result": {}, "timings": {}})
+    delivered, full = ledger.delivered, threading.Event()
+
+    def no_room(seq: int) -> None:
+        if not full.is_set():
+            full.set()
+            raise sqlite3.OperationalError("database or disk is full")
+        delivered(seq)
+
+    monkeypatch.setattr(ledger, "delivered", no_room)
+    server.on(JOB_STATUS, *[status(200, json.dumps({"accepted": True}).encode())] * 2)
+    outbox = Outbox(ledger, controller, Retry(settings), Condition(), tmp_path / "rejected")
+    outbox.start()
+    assert outbox.flush(20)
+    assert outbox.is_alive()
+    outbox.close()
+    outbox.join(20)
+    assert full.is_set()
+    assert [json.loads(call.body)["finish_id"] for call in server.calls("POST")] == ["f1", "f1"]
+
+
+def test_a_question_that_is_refused_is_asked_again_without_what_a_child_said(
+    server: FileServer, settings: Settings, controller: Controller
+) -> None:
+    go_on = status(200, json.dumps({"directive": "continue"}).encode())
+    server.on(JOB_STATUS, status(422), status(422), go_on)
+    interrupt = Interrupt()
+    state: dict[str, Any] = {"message": "something that this server does not take"}
+    reporter = ProgressReporter(
+        controller,
+        Retry(settings),
+        job_id="job1",
+        lease_token="t",
+        interval_s=3600.0,
+        keep_alive_s=3600.0,
+        interrupt=interrupt,
+        state=state,
+    )
+    reporter.confirm("upload")  # its thread is not started: every report is this question
+    interrupt.close()
+    told = [json.loads(call.body)["progress"] for call in server.calls("POST")]
+    assert told[0]["message"] == "something that this server does not take"
+    assert [report["phase"] for report in told] == ["upload"] * 3
+    assert "message" not in told[-1]
