@@ -28,6 +28,8 @@ from rvmcv_worker.state import Lane, RunningJob
 
 #: Seconds between two reports until RVM-Server sets its own.
 _IDLE_S, _BUSY_S = 10.0, 3.0
+#: No server makes a worker report more often than this, in seconds.
+_LEAST_S = 0.01
 _SUPERSEDED = (
     "another daemon of this worker's id has spoken to RVM-Server since, which offers this one nothing any"
     " more: end the other, or give it an id of its own, then restart this one"
@@ -67,7 +69,7 @@ class Heartbeat(threading.Thread):
                 logger.exception("a fault of the worker's own in the worker status: it goes on")
             condition.introduced.set()
             interval_s = self._busy_s if condition.running() else self._idle_s
-            if condition.changed.wait(scaled(interval_s)):
+            if condition.changed.wait(max(_LEAST_S, scaled(interval_s))):
                 self._closing.wait(scaled(_GAP_S))
 
     def close(self) -> None:
