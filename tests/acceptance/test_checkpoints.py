@@ -16,6 +16,8 @@ from rvmcv_worker.reference.settings import Settings, Timing
 from tests.reference_talker import Talker
 from tests.worker_process import WorkerProcess, eventually, still_alive
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 LONG = {"steps": STEPS, "step_s": 0.05}
 #: Scaled to 0.3 s.

@@ -16,6 +16,8 @@ from rvmcv_worker.reference.server import ReferenceServer
 from tests.fake_nvml import FakeNvml
 from tests.worker_process import WorkerProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 SCALE = 0.005
 
 

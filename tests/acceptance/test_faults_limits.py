@@ -17,6 +17,8 @@ import pytest
 from rvmcv_worker.reference.server import ReferenceServer
 from tests.worker_process import WorkerProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 LOG_CAP_MB = 0.2
 LIMITS: dict[str, object] = {
     "max_job_memory_gb": 0.4,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -32,6 +33,8 @@ from rvmcv_worker.reference.tables import Attempt, Base
 from rvmcv_worker.reference.turn import FencedError, hash_token
 from rvmcv_worker.reference.wakeup import Wakeup
 from tests.reference_talker import FakeClock
+
+pytestmark = pytest.mark.slow
 
 LEASE_KEY = bytes(32)
 WORKERS = ("anna", "bert")

@@ -16,6 +16,8 @@ from tests.postgres import Postgres
 from tests.reference_process import ReferenceProcess
 from tests.reference_talker import Talker
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 2.0
 
 
