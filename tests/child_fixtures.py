@@ -61,8 +61,9 @@ class Runner:
     def child(
         self, job: dict[str, Any], *, on_progress: Callable[[dict[str, Any]], None] | None = None, **spec: Any
     ) -> ChildEnd:
-        """Run any job; keys of `job` that are the spec's go there."""
-        return self._run({**job, **spec}, CHILD, on_progress)
+        """Run any job, perhaps in another `command`; keys of `job` that are the spec's go there."""
+        command = spec.pop("command", CHILD)
+        return self._run({**job, **spec}, command, on_progress)
 
     def start_over(self) -> None:
         """Forget what was told and wished, as for another attempt."""

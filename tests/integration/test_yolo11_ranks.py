@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rvmcv_worker.errors import JobCancelledError
+from rvmcv_worker.errors import JobCancelledError, OutOfGpuMemoryError
 from rvmcv_worker.interrupt import StopReason
+from rvmcv_worker.launch import PYTHON
 from tests.child_fixtures import Runner, spawner, wall, walled
 from tests.drawn_dataset import draw, write_yaml
 
@@ -16,6 +17,28 @@ __all__ = ["spawner", "wall", "walled"]
 pytest.importorskip("torch", reason="the extra `compute` is not installed")
 pytestmark = pytest.mark.slow
 
+#: The train child, each rank too; in rank 1 the optimizer's step runs out of memory from the second epoch on.
+SHORT_OF_MEMORY = """
+import os, sys
+code = sys.orig_argv[sys.orig_argv.index("-c") + 1]
+sys.argv = ["child", sys.argv[-1]]
+from rvmcv_worker.compute import child, ranks, ultralytics_env
+ranks._PYTHON = (sys.executable, "-I", "-B", "-u", "-c", code)
+require_safe_load = ultralytics_env.require_safe_load
+def patched():
+    require_safe_load()
+    import torch
+    from ultralytics.engine.trainer import BaseTrainer
+    step = BaseTrainer.optimizer_step
+    def optimizer_step(self):
+        if self.epoch >= 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(self)
+    BaseTrainer.optimizer_step = optimizer_step
+if os.environ.get("RANK") == "1":
+    ultralytics_env.require_safe_load = patched
+sys.exit(child.main())
+"""
 OPTIONS = {"epochs": 2, "imgsz": 64, "batch": 8, "seed": 5, "close_mosaic": 1, "optimizer": "AdamW"}
 
 
@@ -76,3 +99,15 @@ def test_a_stop_leaves_a_checkpoint_from_which_two_ranks_go_on(walled: Runner) -
     assert [run["epochs"] for run in result["attempts"]] == [1, 2]
     assert epochs_told(walled)[-2:] == [2, 3]
     assert result["metrics"]["mask"]["mAP50"] is not None
+
+
+def test_a_rank_out_of_gpu_memory_is_the_jobs_and_leaves_what_was_done(walled: Runner) -> None:
+    whole = job(walled, options={"epochs": 3, "nbs": 8})
+    with pytest.raises(OutOfGpuMemoryError, match="does not hold batch 8 at 64 px") as caught:
+        walled.child(whole, command=(*PYTHON, "-c", SHORT_OF_MEMORY))
+    assert caught.value.detail is not None
+    assert (caught.value.detail["batch"], caught.value.detail["imgsz"]) == (8, 64)
+    assert [path.name for path in walled.workspace.child_dir("train").glob("checkpoint-*.tar")] == [
+        "checkpoint-1.tar"
+    ]
+    assert epochs_told(walled) == [1]
