@@ -72,7 +72,6 @@ class Outbox(threading.Thread):
             self._wake.clear()
             try:
                 self._deliver_due()
-                since_s = self._note_waiting(since_s)
             except (ControllerError, sqlite3.Error, OSError) as error:
                 # What was accepted and could not be noted is delivered again, under its `finish_id`.
                 delay_s = backoff.next_s(error)
