@@ -146,6 +146,25 @@ class LimitSettings(Section):
     cancel_grace_s: PositiveFloat = 1.5
 
 
+class InferenceSettings(Section):
+    """The engine, and what a job leaves unsaid."""
+
+    backend: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
+    segmenter: str = "sam2.1_hiera_tiny"
+    engine_idle_s: PositiveFloat = 600.0
+    engine_memory_gb: PositiveFloat = 8.0
+    infer_timeout_s: PositiveFloat = 60.0
+    load_timeout_s: PositiveFloat = 180.0
+    batch_window_ms: NotNegativeFloat = 3.0
+    max_batch: Annotated[int, Field(ge=1, le=256)] = 16
+    embedding_cache_mb: NotNegativeFloat = 512.0
+    max_image_mb: PositiveFloat = 64.0
+    max_manifest_mb: PositiveFloat = 1000.0
+    download_threads: Annotated[int, Field(ge=1, le=64)] = 8
+    compare_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    compare_confidence: Annotated[float, Field(gt=0, le=1)] = 0.3
+
+
 class DatasetSettings(Section):
     """When a data set is good enough to train on."""
 
@@ -168,6 +187,7 @@ class Settings(Section):
     storage: StorageSettings = StorageSettings()
     limits: LimitSettings = LimitSettings()
     dataset: DatasetSettings = DatasetSettings()
+    inference: InferenceSettings = InferenceSettings()
     timing: TimingSettings = TimingSettings()
 
     @model_validator(mode="after")
