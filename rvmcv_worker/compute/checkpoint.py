@@ -29,6 +29,17 @@ def open_yolo11(path: Path, label_task: str) -> YOLO:
 
     Nothing in the file runs. Raises `ModelInvalidError` for anything else than such a model.
     """
+    yolo, architecture, task = open_yolo11_of_any_task(path)
+    if task != label_task:
+        raise ModelInvalidError(
+            f"{path.name} is a {task} model ({architecture}), but the job is for {label_task}; "
+            f"use a {label_task} model as base, or make it a {task} job"
+        )
+    return yolo
+
+
+def open_yolo11_of_any_task(path: Path) -> tuple[YOLO, str, str]:
+    """Return the YOLO11 model at `path`, its architecture and its label task; as safe as `open_yolo11`."""
     pickle_scan.refuse_dangerous(path)
     try:
         yolo = YOLO(str(path))
@@ -40,12 +51,7 @@ def open_yolo11(path: Path, label_task: str) -> YOLO:
             f"{path.name} does not load as an Ultralytics checkpoint: {_first_line(error)}; "
             "upload the best.pt of a YOLO11 training"
         ) from error
-    if task != label_task:
-        raise ModelInvalidError(
-            f"{path.name} is a {task} model ({architecture}), but the job is for {label_task}; "
-            f"use a {label_task} model as base, or make it a {task} job"
-        )
-    return yolo
+    return yolo, architecture, task
 
 
 def identify(model: torch.nn.Module, name: str) -> tuple[str, str]:

@@ -1,0 +1,158 @@
+"""A YOLO11 detector: letterbox, network, suppression of doubles, boxes in pixels of the image.
+
+With the backend ``torch-cpu`` an image gives exactly what ``YOLO(path).predict(image)`` gives; all steps are
+Ultralytics' own functions, without what its predictor does besides: loaders, callbacks, timers and result
+objects for every call. Used by one thread only. Call `ultralytics_env.isolate` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ultralytics import YOLO
+from ultralytics.data.augment import LetterBox
+from ultralytics.utils import nms, ops
+
+# Its import decides which suppression Ultralytics takes; a predictor of Ultralytics' own imports it too.
+import torchvision  # noqa: F401  isort: skip
+
+from rvmcv_worker.compute import backends, checkpoint, ultralytics_env
+from rvmcv_worker.compute.found import Found
+from rvmcv_worker.engine_wire import Backend
+from rvmcv_worker.errors import ModelInvalidError
+
+#: Edge of the letterboxed image where neither the job nor the model says one, in pixels; Ultralytics' own.
+DEFAULT_IMGSZ = 640
+#: All sides of a letterboxed image are multiples of it, in pixels.
+STRIDE = 32
+#: Edge of the picture that proves that the model computes, in pixels.
+_TRIAL_PX = 64
+
+
+class Detector:
+    """A model on a backend."""
+
+    def __init__(
+        self, yolo: YOLO, label_task: str, backend: Backend, *, imgsz: int | None, device: str
+    ) -> None:
+        self.names = checkpoint.class_names(yolo.model)
+        #: ``detect`` or ``segment``.
+        self.label_task = label_task
+        #: Edge of the letterboxed image in pixels.
+        self.imgsz = imgsz or own_imgsz(yolo)
+        self.backend = backend.name
+        self.precision = backend.precision
+        self.device = device
+        self._session = backends.open_session(backend, yolo.model, device)
+        self._letterbox = LetterBox((self.imgsz, self.imgsz), auto=True, stride=STRIDE)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes of the device's memory, estimated."""
+        return self._session.memory_bytes
+
+    def letterboxed(self, width: int, height: int) -> tuple[int, int]:
+        """Return (width, height) of what an image of that size becomes; equal ones may go together."""
+        fit = self._letterbox.get_params({"img": np.empty((height, width, 0), np.uint8)})
+        new_width, new_height = fit["new_unpad"]
+        return new_width + fit["left"] + fit["right"], new_height + fit["top"] + fit["bottom"]
+
+    @torch.inference_mode()
+    def detect(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        confidence: float,
+        iou: float,
+        max_detections: int,
+        masks: bool,
+    ) -> list[Found]:
+        """Return what is in each of `images` (height x width x 3, BGR), which have equal letterboxed shapes.
+
+        `masks` asks a YOLO11-seg model for its masks, as large as the image (``retina_masks=True``).
+        """
+        boxed = [self._letterbox(image=image) for image in images]
+        size = 1 if not self._session.batches else len(boxed)
+        found: list[Found] = []
+        for start in range(0, len(boxed), size):
+            batch = boxed[start : start + size]
+            raw = self._session.run(batch)
+            kept = nms.non_max_suppression(
+                raw.predictions, confidence, iou, max_det=max_detections, nc=len(self.names)
+            )
+            for number, rows in enumerate(kept):
+                prototypes = None if raw.prototypes is None else raw.prototypes[number]
+                image = images[start + number]
+                found.append(_found(rows, prototypes, batch[number].shape[:2], image.shape[:2], masks))
+        return found
+
+    def try_out(self) -> None:
+        """Raise `ModelInvalidError` unless one picture goes through and comes out as numbers."""
+        try:
+            raw = self._session.run([np.zeros((_TRIAL_PX, _TRIAL_PX, 3), np.uint8)])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            raise ModelInvalidError(f"the model fails on a picture of {_TRIAL_PX} px: {error}") from error
+        if not torch.isfinite(raw.predictions).all():
+            raise ModelInvalidError("the model computes numbers that are not finite; its training diverged")
+
+
+def open_detector(path: Path, backend: Backend, *, imgsz: int | None, device: str) -> Detector:
+    """Return the detector of the checkpoint at `path`, whose own image size is taken where `imgsz` is None.
+
+    Nothing in the file runs. Raises `ModelInvalidError` for what is no YOLO11 detect or segment model.
+    """
+    ultralytics_env.require_safe_load()
+    yolo, _, label_task = checkpoint.open_yolo11_of_any_task(path)
+    detector = Detector(yolo, label_task, backend, imgsz=imgsz, device=device)
+    detector.try_out()
+    return detector
+
+
+def own_imgsz(yolo: YOLO) -> int:
+    """Return the edge that the model was trained at, in pixels, as a multiple of the stride."""
+    imgsz = yolo.overrides.get("imgsz")
+    edge = imgsz if isinstance(imgsz, int) and 0 < imgsz <= 4096 else DEFAULT_IMGSZ
+    return -(-edge // STRIDE) * STRIDE
+
+
+def _found(
+    rows: torch.Tensor,
+    prototypes: torch.Tensor | None,
+    boxed: tuple[int, int],
+    shape: tuple[int, int],
+    whole: bool,
+) -> Found:
+    """Turn rows of (box, score, class, mask coefficients) into what they say of an image of `shape`.
+
+    What has a box but not one pixel of mask is left out, as Ultralytics does it: with `whole` by the masks
+    of the image's size, else by those of the letterboxed image's.
+    """
+    masks = None
+    if prototypes is not None and len(rows):
+        if whole:
+            rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
+            masks = ops.process_mask_native(prototypes, rows[:, 6:], rows[:, :4], shape)
+        else:
+            masks = ops.process_mask(prototypes, rows[:, 6:], rows[:, :4], boxed, upsample=True)
+            rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
+        kept = masks.amax((-2, -1)) > 0
+        rows, masks = rows[kept], masks[kept]
+    else:
+        rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
+    rows = rows.cpu()
+    if not whole or prototypes is None:
+        masks = None
+    elif masks is None:
+        masks = torch.zeros((0, *shape), dtype=torch.uint8)
+    return Found(
+        boxes=rows[:, :4].numpy(),
+        scores=rows[:, 4].numpy(),
+        classes=rows[:, 5].long().numpy(),
+        masks=None if masks is None else masks.bool().cpu().numpy(),
+    )
