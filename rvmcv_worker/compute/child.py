@@ -37,6 +37,7 @@ TASKS = {
     "prepare": "rvmcv_worker.compute.datasets",
     "check_model": "rvmcv_worker.compute.check_model",
     "train_yolo11": "rvmcv_worker.compute.yolo11_train",
+    "engine": "rvmcv_worker.compute.engine",
     "stub": "rvmcv_worker.compute.stub",
 }
 

@@ -1,36 +1,37 @@
-"""One image: is it what Ultralytics will train on, and what does it look like in 64 bits?"""
+"""One image: is it fit for a training or a detection, and what does it look like in 64 bits?"""
 
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from rvmcv_worker.compute.faults import Effect, Fault, FaultKind
 
-#: Pillow's names for the formats that Ultralytics accepts (DNG opens as TIFF, MPO as JPEG). No other decoder
-#: is entered.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000")
-#: How each of them begins, at which offset.
+#: How the formats that Ultralytics accepts begin, at which offset, and Pillow's names for them (DNG opens as
+#: TIFF, MPO as JPEG). No other decoder is entered.
 _SIGNATURES = (
-    (0, b"\xff\xd8\xff"),  # JPEG, MPO
-    (0, b"\x89PNG\r\n\x1a\n"),
-    (0, b"BM"),
-    (8, b"WEBP"),
-    (0, b"II"),  # TIFF, DNG
-    (0, b"MM"),
-    (4, b"ftypavi"),  # AVIF, one picture or several
-    (4, b"ftypmif1"),
-    (0, b"\0\0\0\x0cjP  "),  # JPEG 2000, in a file and bare
-    (0, b"\xff\x4f\xff\x51"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"II", "TIFF"),
+    (0, b"MM", "TIFF"),
+    (4, b"ftypavi", "AVIF"),  # one picture or several
+    (4, b"ftypmif1", "AVIF"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG2000"),  # in a file and bare
+    (0, b"\xff\x4f\xff\x51", "JPEG2000"),
 )
 _MIN_SIDE = 10
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 #: What an uncompressed image takes at most for each pixel.
 _MAX_BYTES_PER_PIXEL = 8
 _DHASH_SIZE = (9, 8)
+#: Of how many pixels Pillow's `Image.open` opens an image at most; it is what a training uses.
+_PILLOW_MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class ImageFacts:
 
 def inspect_image(content: bytes, max_pixels: int) -> ImageFacts:
     """Return the facts of the image that `content` holds; never raises for what an image may contain."""
-    fault = _inspect_header(content, max_pixels)
+    fault = inspect_header(content, min(max_pixels, _PILLOW_MAX_PIXELS))
     if fault:
         return ImageFacts(dhash=None, fault=fault)
     try:
@@ -64,15 +65,12 @@ def inspect_image(content: bytes, max_pixels: int) -> ImageFacts:
     return ImageFacts(dhash)
 
 
-def _inspect_header(content: bytes, max_pixels: int) -> Fault | None:
+def inspect_header(content: bytes, max_pixels: int) -> Fault | None:
     """Judge what can be told before a pixel is decoded."""
     if len(content) > max_pixels * _MAX_BYTES_PER_PIXEL + 1024 * 1024:
         return Fault(FaultKind.TOO_LARGE, f"a file of {len(content)} bytes")
-    # Not left to Pillow, which Ultralytics, where loaded, makes install a plug-in for what it does not know.
-    if not any(content.startswith(signature, offset) for offset, signature in _SIGNATURES):
-        return Fault(FaultKind.NOT_AN_IMAGE, _hint(content))
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(content) as image:
             width, height = image.size
             if width * height > max_pixels:
                 return Fault(FaultKind.TOO_LARGE, f"{width} x {height}")
@@ -81,16 +79,36 @@ def _inspect_header(content: bytes, max_pixels: int) -> Fault | None:
             image.verify()
     except UnidentifiedImageError:
         return Fault(FaultKind.NOT_AN_IMAGE, _hint(content))
-    except Image.DecompressionBombError as error:  # Pillow's own limit, which holds in the training too
-        return Fault(FaultKind.TOO_LARGE, str(error))
     except Exception as error:  # noqa: BLE001 as above
         return Fault(FaultKind.TRUNCATED, str(error))
     return None
 
 
+def format_of(content: bytes) -> str | None:
+    """Return Pillow's name of the format that `content` begins as, if it is one that is accepted."""
+    found = (name for offset, signature, name in _SIGNATURES if content.startswith(signature, offset))
+    return next(found, None)
+
+
+def open_image(content: bytes) -> ImageFile.ImageFile:
+    """Open an image of an accepted format; raises `UnidentifiedImageError` for anything else.
+
+    Not by `Image.open`: Ultralytics, where loaded, makes that install a plug-in for what it does not know.
+    """
+    Image.init()
+    name = format_of(content)
+    if name not in Image.OPEN:
+        raise UnidentifiedImageError
+    decoder, _ = Image.OPEN[name]
+    try:
+        return decoder(io.BytesIO(content), "")
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # Pillow's ways to say: not mine
+        raise UnidentifiedImageError from error
+
+
 def _is_mpo(content: bytes) -> bool:
     """Whether a JPEG holds several pictures; Ultralytics leaves those as they are."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with open_image(content) as image:
         return image.format == "MPO"
 
 
@@ -106,7 +124,7 @@ def _hint(content: bytes) -> str:
 
 def _dhash(content: bytes) -> int | None:
     """Decode to the end, at an eighth of the size where the format can, and hash."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with open_image(content) as image:
         image.draft("L", (72, 64))
         small = image.convert("L").resize(_DHASH_SIZE, Image.Resampling.LANCZOS)
     pixels = np.asarray(small, dtype=np.int16)
@@ -118,6 +136,6 @@ def _dhash(content: bytes) -> int | None:
 def _restored(content: bytes) -> bytes:
     """Write the JPEG anew as Ultralytics' `check_image` does, which it could not do behind the wall."""
     out = io.BytesIO()
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with open_image(content) as image:
         ImageOps.exif_transpose(image).save(out, "JPEG", subsampling=0, quality=100)
     return out.getvalue()

@@ -1,0 +1,94 @@
+"""Models kept in memory until it is short; the one used least recently goes first."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
+
+
+class Loaded(Protocol):
+    """What the cache keeps."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory it takes."""
+        ...
+
+
+LoadedT = TypeVar("LoadedT", bound=Loaded)
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is resident."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def give_back_memory() -> None:
+    """Return what is free in this process, and on its GPU, to the system."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed blocks else, and the limit counts them
+
+
+class ModelCache:
+    """Models by key, used by one thread; a model that is in use never goes.
+
+    Memory is short when the models' own estimates, or what is resident of the process, are over `limit_bytes`.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        *,
+        resident: Callable[[], int] = resident_bytes,
+        give_back: Callable[[], None] = give_back_memory,
+    ) -> None:
+        self._limit_bytes = limit_bytes
+        self._resident = resident
+        self._give_back = give_back
+        self._models: OrderedDict[Hashable, Loaded] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._models
+
+    def peek(self, key: Hashable) -> Loaded | None:
+        """Return the model, if it is there, without counting it as used."""
+        return self._models.get(key)
+
+    def get(self, key: Hashable, load: Callable[[], LoadedT]) -> LoadedT:
+        """Return the model of `key`, loaded if it is not there; it is now the one used last."""
+        if key not in self._models:
+            self._models[key] = load()
+        self._models.move_to_end(key)
+        return cast("LoadedT", self._models[key])
+
+    def trim(self, in_use: Collection[Hashable]) -> list[Hashable]:
+        """Drop models, least recently used first, until memory is not short; returns their keys."""
+        dropped: list[Hashable] = []
+        while self._is_short() and (key := self._least_recent(in_use)) is not None:
+            del self._models[key]
+            self._give_back()
+            dropped.append(key)
+        return dropped
+
+    def drop_all_but(self, in_use: Collection[Hashable]) -> None:
+        """Drop every model that is not in use."""
+        for key in [key for key in self._models if key not in in_use]:
+            del self._models[key]
+        self._give_back()
+
+    def _is_short(self) -> bool:
+        estimate_bytes = sum(model.memory_bytes for model in self._models.values())
+        return max(estimate_bytes, self._resident()) > self._limit_bytes
+
+    def _least_recent(self, in_use: Collection[Hashable]) -> Hashable | None:
+        return next((key for key in self._models if key not in in_use), None)
