@@ -37,6 +37,8 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 SCRATCH = frozenset(f"yolo11{size}{task}.yaml" for size in "nsmlx" for task in ("", "-seg"))
 #: Keys of the plan's YAML that are the worker's to set; ignored with a warning.
 OURS = frozenset({"project", "name", "exist_ok", "data", "save"})
+#: Mistakes of a config that its error names.
+_MOST_EXPLAINED = 20
 #: Optimizers as Ultralytics spells them, by any spelling.
 _OPTIMIZERS = {
     name.lower(): name
@@ -231,7 +233,7 @@ def parse(config: Mapping[str, Any]) -> TrainingConfig:
         try:
             parsed[model] = model.model_validate(values)
         except ValidationError as error:
-            wrong += _explain(error, config)
+            wrong += explain(error, config)
     if wrong:
         raise InvalidJobError("; ".join(wrong))
     training, training_options = parsed[TrainingConfig], parsed[TrainingOptions]
@@ -243,10 +245,11 @@ def parse(config: Mapping[str, Any]) -> TrainingConfig:
     return training.model_copy(update={"options": training_options})
 
 
-def _explain(error: ValidationError, config: Mapping[str, Any]) -> list[str]:
+def explain(error: ValidationError, config: Mapping[str, Any]) -> list[str]:
+    """Say of each wrong key, up to `_MOST_EXPLAINED`, what is wrong with it, and what it is."""
     said = []
-    for item in error.errors(include_url=False, include_context=False):
-        key = str(item["loc"][0]) if item["loc"] else ""
+    for item in error.errors(include_url=False, include_context=False)[:_MOST_EXPLAINED]:
+        key = ".".join(str(part)[:64] for part in item["loc"])
         text = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
         shown = f" (it is {str(config[key])[:60]!r})" if key in config else ""
         said.append(f"config.{key}: {text}{shown}" if key else f"config: {text}")
