@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from sqlalchemy import or_, select
 
 from rvmcv_worker.reference import wire
+from rvmcv_worker.reference.activation import EDGE_MODEL, active_model
 from rvmcv_worker.reference.jobs import find_job
 from rvmcv_worker.reference.leases import hold
 from rvmcv_worker.reference.queue import Queue
@@ -15,6 +16,9 @@ from rvmcv_worker.reference.states import Reason
 from rvmcv_worker.reference.storage import ObjectMissingError, Storage, StoredObject
 from rvmcv_worker.reference.tables import ModelVersion, TrainingJob
 from rvmcv_worker.reference.turn import FencedError, Turn
+
+#: Asked for in the place of a version; no upload may be named so.
+ACTIVE = "active"
 
 
 class ModelRefusedError(Exception):
@@ -52,7 +56,13 @@ class ModelShelf:
         return self._add_row(upload, upload.file_path, found)
 
     def find(self, version_or_hash: str) -> ModelVersion | None:
-        """Return the newest model of this hash, or the newest usable one of this version."""
+        """Return the newest model of this hash, or the newest usable one of this version.
+
+        `ACTIVE` is the active detector, whichever that is.
+        """
+        if version_or_hash == ACTIVE:
+            with self._queue.look() as turn:
+                return active_model(turn, EDGE_MODEL)
         by_version = (ModelVersion.version == version_or_hash) & ModelVersion.usable
         query = (
             select(ModelVersion)
@@ -94,6 +104,8 @@ class ModelShelf:
 
     def _folder(self, turn: Turn, upload: wire.ModelUpload) -> str:
         """Return the folder of the attempt that uploads; raises `FencedError` when its lease is lost."""
+        if upload.version == ACTIVE:
+            raise ModelRefusedError("version", f"{ACTIVE} names the active model, so it can name no other")
         if upload.training_job_id is None:
             return "uploads"
         job = turn.session.get(TrainingJob, upload.training_job_id)

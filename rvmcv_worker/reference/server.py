@@ -180,6 +180,16 @@ class ReferenceServer:
         """Queue a job with exactly this config, bad ones too, and return its id."""
         return self._queue.enqueue(job_type, config, priority=priority, job_id=job_id)
 
+    def queue_inference(
+        self, config: dict[str, Any], *, priority: int = 10, job_id: str | None = None
+    ) -> str:
+        """Queue an `inference` with exactly this config, bad ones too, and return its id."""
+        return self._queue.enqueue("inference", config, priority=priority, job_id=job_id)
+
+    def queue_batch(self, config: dict[str, Any], *, priority: int = 0, job_id: str | None = None) -> str:
+        """Queue one `batch-inference` with exactly this config, never sharded, and return its id."""
+        return self._queue.enqueue("batch-inference", config, priority=priority, job_id=job_id)
+
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as ``GET /job/{job_id}`` shows it. Raises KeyError."""
         with self._queue.look() as turn:

@@ -307,3 +307,25 @@ def test_gates_stop_a_checkpoint(gate: Gate, size_bytes: int, status: int, text:
         answer = upload(Talker(server), a_checkpoint(size_bytes), version="v1-a1")
         assert (answer.status_code, text in answer.text) == (status, True), answer.text
         assert ("html" in answer.headers["Content-Type"]) is (gate is Gate.NGINX and status == 413)
+
+
+def test_active_model_is_the_active_detector(tmp_path: Path) -> None:
+    detector, segmenter = tmp_path / "detector", tmp_path / "segmenter"
+    detector.write_bytes(b"detector")
+    segmenter.write_bytes(b"segmenter")
+    with ReferenceServer(reap=False) as server:
+        worker = Talker(server)
+        assert download(worker, "active").status_code == 404
+        server.add_model(detector, model_name="yolo11", version="v1", active=True)
+        server.add_model(segmenter, model_name="sam2", version="s1", active=True)
+        got = download(worker, "active")
+        assert (got.content, got.headers["X-SHA256-Hash"]) == (b"detector", sha256(b"detector"))
+        form = {"model_name": "yolo11", "version": "active"}
+        taken = requests.post(
+            worker.url("upload-model"),
+            data=form,
+            files={"model_file": b"x"},
+            headers=headers(server.admin_token),
+            timeout=10,
+        )
+        assert (taken.status_code, list(taken.json()["errors"])) == (422, ["version"])

@@ -97,7 +97,7 @@ def _store_dataset(services: Services, name: str, file: UploadFile, images_count
 def download_model(
     version_or_hash: str, request: Request, services: InServices, _who: AsWorkerOrAdmin
 ) -> Response:
-    """Send a model by version or sha256, or redirect to where it lies."""
+    """Send a model by version or sha256, or redirect to where it lies; `active` is the active yolo11."""
     model = services.models.find(version_or_hash)
     if model is None:
         raise HTTPException(404, "Model not found.")
