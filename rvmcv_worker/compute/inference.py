@@ -74,12 +74,15 @@ class Inference:
         self._tell = tell
 
     def group(self, item: Decoded) -> Hashable:
-        """Return what images must have in common to go through the detector together."""
+        """Return what images must have in common to go through the detector together.
+
+        One that a segmenter awaits goes alone: that takes so long that company at the detector saves nothing.
+        """
         request = item.request
         key = _detector_key(request.model, request.options)
         detector = self._models.peek(key)
         shape = detector.letterboxed(*item.size) if isinstance(detector, Detector) else item.size
-        return key, request.options, request.segmenter, shape
+        return key, request.options, shape, request.id if _segmenter_of(request) else None
 
     def serve(self, batch: list[Decoded]) -> Iterator[tuple[Request, Answer | JobError]]:
         """Yield what each request of a batch, all of one `group`, is answered with, as soon as that is known."""
@@ -115,7 +118,7 @@ class Inference:
                 self._tell(item.request.id, Stage.LOAD)
         detector = self._models.get(keys[0], lambda: self._open_detector(request.model, request.options))
         segmenter = None
-        if request.options.segmentation and (file := request.segmenter):
+        if file := _segmenter_of(request):
             segmenter = self._models.get(_segmenter_key(file), lambda: self._open_segmenter(file))
         self._models.trim(keys)
         if request.options.segmentation and not segmenter and detector.label_task != "segment":
@@ -129,9 +132,7 @@ class Inference:
         backend = model.backend
         if backend.path:
             backend = dataclasses.replace(backend, path=str(self._root / backend.path))
-        return open_detector(
-            self._root / model.path, backend, imgsz=options.imgsz, device=self._device
-        )
+        return open_detector(self._root / model.path, backend, imgsz=options.imgsz, device=self._device)
 
     def _open_segmenter(self, file: SegmenterFile) -> Segmenter:
         from rvmcv_worker.compute.segmenter import open_segmenter
@@ -232,9 +233,13 @@ class Inference:
 
 def _keys(request: Request) -> list[Hashable]:
     keys = [_detector_key(request.model, request.options)]
-    if request.options.segmentation and request.segmenter:
-        keys.append(_segmenter_key(request.segmenter))
+    if file := _segmenter_of(request):
+        keys.append(_segmenter_key(file))
     return keys
+
+
+def _segmenter_of(request: Request) -> SegmenterFile | None:
+    return request.segmenter if request.options.segmentation else None
 
 
 def _detector_key(model: Model, options: Options) -> Hashable:
