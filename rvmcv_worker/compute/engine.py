@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rvmcv_worker import framing
@@ -38,7 +37,7 @@ def run(job: dict[str, Any], child: Child) -> NoReturn:
     child.stop_requested.wait()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without the interpreter's own end, which would wait for native code of the other threads, or trip over it.
+    # Not by the interpreter's own end, which may wait for native code of the other threads, or trip over it.
     os._exit(engine.exit_status)
 
 
@@ -122,7 +121,8 @@ class Engine:
             embeddings=None,
             tell=self._tell,
         )
-        self._send({"ready": True, "device": self._device, "versions": runtime.versions(self._on_gpu)})
+        versions = {name: text for name, text in runtime.versions(self._on_gpu).items() if text}
+        self._send({"ready": True, "device": self._device, "versions": versions})
         while True:
             for request, answer in models.serve(self._queue.take_batch(models.group)):
                 if isinstance(answer, JobError):

@@ -52,9 +52,9 @@ class EngineQueue:
     """Two queues for each of two stages.
 
     Of each queue at most `ahead` images are decoded and wait, so that memory stays flat and a batch's images
-    never keep an interactive one from being decoded. `max_batch` above 1 is for a GPU: images whose `group` is
-    equal go together, and the first waits for others at most `window_s` after it was ready, and only while
-    requests of its queue are still on their way.
+    never keep an interactive one from being decoded. `max_batch` above 1 is for a GPU: images whose `group`
+    is equal go together, and the first waits for others at most `window_s` after it was ready, and only
+    while requests of its queue are still on their way.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class EngineQueue:
     def pick_batch(self, group: Callable[[Decoded], Hashable]) -> tuple[list[Decoded], float | None]:
         """Take the next images to compute.
 
-        Without any, the second value says after how many seconds to ask again; None is "when something comes".
+        Without any, the second value says in how many seconds to ask again; None is "when something comes".
         """
         for queue in Queue:
             waiting = self._decoded[queue]

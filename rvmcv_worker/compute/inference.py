@@ -85,7 +85,7 @@ class Inference:
         return key, request.options, shape, request.id if _segmenter_of(request) else None
 
     def serve(self, batch: list[Decoded]) -> Iterator[tuple[Request, Answer | JobError]]:
-        """Yield what each request of a batch, all of one `group`, is answered with, as soon as that is known."""
+        """Yield each request of a batch, all of one `group`, with its answer, as soon as that is known."""
         request = batch[0].request
         try:
             models = self._attempt(request, lambda: self._load(batch))
@@ -94,20 +94,19 @@ class Inference:
             return
         for item in batch:
             self._tell(item.request.id, Stage.INFER)
-        started_s = time.monotonic()
         for item, detected in zip(batch, self._detect(batch, models), strict=True):
-            if isinstance(detected, JobError):
-                yield item.request, detected
-                continue
-            waited_s = time.monotonic() - item.ready_s - models.load_s - detected.detect_s
-            try:
-                answer = self._attempt(
-                    item.request, lambda: self._write(item, detected, models, max(waited_s, 0.0))
-                )
-            except JobError as error:
-                yield item.request, error
-            else:
-                yield item.request, answer
+            yield item.request, self._finish(item, detected, models)
+
+    def _finish(self, item: Decoded, detected: _Detected | JobError, models: _Models) -> Answer | JobError:
+        if isinstance(detected, JobError):
+            return detected
+        waited_s = time.monotonic() - item.ready_s - models.load_s - detected.detect_s
+        try:
+            return self._attempt(
+                item.request, lambda: self._write(item, detected, models, max(waited_s, 0.0))
+            )
+        except JobError as error:
+            return error
 
     def _load(self, batch: list[Decoded]) -> _Models:
         started_s = time.monotonic()
@@ -140,7 +139,7 @@ class Inference:
         return open_segmenter(self._root / file.path, device=self._device, cache=self._embeddings)
 
     def _detect(self, batch: list[Decoded], models: _Models) -> list[_Detected | JobError]:
-        """Detect in all images together; where that fails, in each alone: only what fails alone has failed."""
+        """Detect in all images together; where that fails, in each alone: one never fails another."""
         request = batch[0].request
         options = request.options
         started_s = time.monotonic()

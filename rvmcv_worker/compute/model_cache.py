@@ -40,9 +40,10 @@ def give_back_memory() -> None:
 
 
 class ModelCache:
-    """Models by key, used by one thread; a model that is in use never goes.
+    """Models by key, used by one thread; one that is in use never goes.
 
-    Memory is short when the models' own estimates, or what is resident of the process, are over `limit_bytes`.
+    Memory is short when the models' estimates together, or what is resident of the process, is more than
+    `limit_bytes`.
     """
 
     def __init__(
