@@ -18,6 +18,7 @@ from rvmcv_worker import workspace as workspaces
 from rvmcv_worker.checkpoints import Checkpoints
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import Controller
+from rvmcv_worker.engine_client import Engines
 from rvmcv_worker.errors import (
     FencedError,
     InternalError,
@@ -71,6 +72,7 @@ class Services:
     outbox: Outbox
     gpus: Gpus
     work_usage: UsageMeter
+    engines: Engines
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from rvmcv_worker import __version__, control, logs, recovery, sandbox, systemd
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
+from rvmcv_worker.engine_client import Engines
+from rvmcv_worker.engine_process import Machine
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.health import HealthSocket
@@ -90,6 +92,8 @@ def make_services(settings: Settings) -> Services:
     instance_id = str(uuid.uuid4())
     controller = Controller(settings, token, instance_id)
     condition.on_hold = controller.let_go
+    model_store = ModelStore(settings.model_store_dir, int(settings.limits.model_store_gb * _GB))
+    wall, spawner, gpus = _choose_wall(settings, condition), Spawner(), Gpus(settings)
     return Services(
         settings=settings,
         instance_id=instance_id,
@@ -99,12 +103,13 @@ def make_services(settings: Settings) -> Services:
         controller=controller,
         retry=retry,
         storage=Storage(settings, credentials, controller, retry),
-        model_store=ModelStore(settings.model_store_dir, int(settings.limits.model_store_gb * _GB)),
-        sandbox=_choose_wall(settings, condition),
-        spawner=Spawner(),
+        model_store=model_store,
+        sandbox=wall,
+        spawner=spawner,
         outbox=Outbox(ledger, controller, retry, condition, settings.worker.state_dir / "rejected"),
-        gpus=Gpus(settings),
+        gpus=gpus,
         work_usage=UsageMeter(settings.work_dir),
+        engines=Engines(Machine(settings, wall, spawner, gpus), model_store),
     )
 
 
@@ -238,6 +243,7 @@ def _stop(
                 job.job_id, ClaimState.STOPPED
             )  # the heartbeat goes on meanwhile: it keeps the leases
         logger.error("{} jobs did not end in time; the next start hands them back", len(condition.running()))
+    services.engines.close()
     heartbeat.close()
     if not services.outbox.flush(_FLUSH_S):
         logger.warning("final reports wait for the next start: RVM-Server does not take them now")

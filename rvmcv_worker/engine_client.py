@@ -5,12 +5,30 @@ One engine process for each trust class, started when it is first asked and stop
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rvmcv_worker.engine_wire import Options, Queue, Trust
+from rvmcv_worker import workspace
+from rvmcv_worker.engine_answer import Ready
+from rvmcv_worker.engine_files import EngineFiles
+from rvmcv_worker.engine_keeper import EngineKeeper, InferResult, Pending
+from rvmcv_worker.engine_process import Machine
+from rvmcv_worker.engine_wire import Backend, Model, Options, Queue, Request, Segmenter, Trust
+from rvmcv_worker.errors import WorkerStoppedError
 from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.workspace import Workspace
+
+__all__ = ["Ask", "Engines", "InferResult"]
+
+_GB = 1024**3
+#: Seconds between two looks at whether a job that waits for an answer shall end.
+_INTERRUPT_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,23 +43,23 @@ class Ask:
     segmenter_sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class InferResult:
-    """What an engine answered, validated."""
-
-    #: ``image_size``, ``detections``, ``backend``, ``precision``, ``batch``, ``device``, and ``timings`` in
-    #: seconds.
-    result: dict[str, Any]
-    #: The image with boxes, labels and masks drawn, a JPEG; None unless it was asked for.
-    picture: bytes | None = None
-
-
 class Engines:
     """Both engines; safe for several threads."""
 
+    def __init__(self, machine: Machine, store: ModelStore) -> None:
+        self._ids = itertools.count(1)
+        self._engines = {trust: _Engine(trust, machine, store) for trust in Trust}
+
     def infer(self, ask: Ask, image: bytes, *, interrupt: Interrupt) -> InferResult:
         """Return the answer, when it has come; raises `JobError`, or what the job's `interrupt` asks for."""
-        raise NotImplementedError
+        pending = self._submit(ask, image)
+        while True:
+            try:
+                return pending.future.result(_INTERRUPT_S)
+            except FutureTimeoutError:
+                if interrupt.reason:
+                    pending.abandon()
+                    interrupt.check()
 
     def submit(self, ask: Ask, image: bytes) -> Future[InferResult]:
         """Ask and return at once, but for the copying of a model that the engine does not have yet.
@@ -49,4 +67,77 @@ class Engines:
         The future raises `JobError`. Cancelled, its answer is dropped when it comes. How many are asked at
         once is the caller's to bound: each holds its image in memory.
         """
-        raise NotImplementedError
+        return self._submit(ask, image).future
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return how each engine that was ever asked is."""
+        return [
+            {"trust": trust.value, **asdict(engine.keeper.shown)}
+            for trust, engine in self._engines.items()
+            if engine.keeper.is_alive()
+        ]
+
+    def close(self) -> None:
+        """End both; what is under way fails as `worker_stopped`."""
+        for engine in self._engines.values():
+            engine.close()
+
+    def _submit(self, ask: Ask, image: bytes) -> Pending:
+        return self._engines[ask.trust].submit(next(self._ids), ask, image)
+
+
+class _Engine:
+    """One trust class's keeper, and the files of its engine."""
+
+    def __init__(self, trust: Trust, machine: Machine, store: ModelStore) -> None:
+        settings = machine.settings
+        # No job's id begins like this.
+        self._place = Workspace(settings.work_dir / f"_engine-{trust.value}", f"engine-{trust.value}", 1)
+        self._store = store
+        self._files = EngineFiles(self._place.in_dir, int(settings.inference.engine_memory_gb * _GB))
+        self._lock = threading.Lock()
+        self._closed = False
+        self.keeper = EngineKeeper(trust, machine, self._place, on_ready=self._on_ready)
+
+    def submit(self, request_id: int, ask: Ask, image: bytes) -> Pending:
+        self._begin()
+        with contextlib.ExitStack() as taken:
+            model = Model(ask.model_sha256, self._take(ask.model_sha256, taken), self._backend())
+            segmenter = None
+            if ask.segmenter_sha256:
+                segmenter = Segmenter(ask.segmenter_sha256, self._take(ask.segmenter_sha256, taken))
+            pending = Pending(Request(request_id, ask.queue, model, ask.options, segmenter), image)
+            release = taken.pop_all()
+        pending.future.add_done_callback(lambda _: release.close())
+        self.keeper.submit(pending)
+        return pending
+
+    def _take(self, sha256: str, taken: contextlib.ExitStack) -> str:
+        name = f"models/{sha256}.pt"
+        path = self._files.take(name, lambda path: self._store.place(sha256, path))
+        taken.callback(self._files.give_back, name)
+        return path
+
+    def _backend(self) -> Backend:
+        return Backend("torch-cpu", "fp32")
+
+    def _on_ready(self, ready: Ready) -> None:
+        pass
+
+    def _begin(self) -> None:
+        """Make the directories and start the thread, once, when the first request comes."""
+        with self._lock:
+            if self._closed:
+                raise WorkerStoppedError("the worker was stopped")
+            if self.keeper.is_alive():
+                return
+            workspace.wipe(self._place.root)
+            for directory in (self._place.root, self._place.in_dir, self._place.out_dir):
+                directory.mkdir(mode=0o700, parents=True)
+            self.keeper.start()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self.keeper.close()
+        workspace.wipe(self._place.root)

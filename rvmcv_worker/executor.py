@@ -338,7 +338,7 @@ def _result(workspace: Workspace, name: str, status: int, tail: str, *, oom_kill
             raise _error_of(error, detail if isinstance(detail, dict) else None, oom_killed=oom_killed)
     if status == -signal.SIGKILL and oom_killed:
         raise OutOfMemoryError("the kernel killed the job's process because the machine ran out of memory")
-    what = f"ended by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
+    what = f"ended by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
     last = "\n".join(tail.splitlines()[-_QUOTED_LINES:])
     without = " and without a result" if status in {0, 1} else ""
     raise JobCrashedError(
@@ -360,7 +360,8 @@ def _error_of(error: dict[str, Any], detail: dict[str, Any] | None, *, oom_kille
     return found
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return what a signal is called."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -40,6 +40,11 @@ class Chosen:
             options=config.options(),
         )
 
+    def told(self) -> dict[str, str]:
+        """Return what the result says of the models."""
+        told = {"model_used": self.model_used, "model_sha256": self.model_sha256}
+        return {**told, "segmenter_used": self.segmenter_used} if self.segmenter_used else told
+
 
 def choose(attempt: Attempt, config: InferenceOptions) -> Chosen:
     """Have a job's models in the store.
