@@ -91,7 +91,7 @@ class Ready(_Answered):
 
     ready: Literal[True]
     device: Name
-    versions: dict[Name, Name] = {}
+    versions: dict[Name, Name | None] = {}
 
 
 class Said(_Answered):

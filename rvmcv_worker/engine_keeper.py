@@ -79,7 +79,7 @@ class EngineState:
 
     state: str = "stopped"  #: ``stopped``, ``starting``, ``idle``, ``busy``
     device: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
     in_flight: int = 0
     answered: int = 0
     #: How often it was replaced, for whatever reason.
