@@ -141,22 +141,32 @@ class Attempt:
             self.checkpoints.announce()
         self.progress.take(said)
 
-    def fetch_checkpoint(self) -> str | None:
-        """Bring what an earlier attempt left, for a child to go on from; None to start from the beginning."""
+    def fetch_checkpoint(self, max_bytes: int | None = None) -> str | None:
+        """Bring what an earlier attempt left, to go on from; None to start from the beginning.
+
+        It is at most as large as that of a training, or `max_bytes`.
+        """
         return checkpoints.fetch(
             self.services.storage,
             self.claim.resume,
             self.workspace,
-            max_bytes=checkpoints.max_bytes(self.services.settings),
+            max_bytes=max_bytes or checkpoints.max_bytes(self.services.settings),
             interrupt=self.interrupt,
         )
 
     def store(
-        self, path: Path, name: str, sha256: str | None = None, *, patience_s: float = PATIENCE_S
+        self,
+        path: Path,
+        name: str,
+        sha256: str | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+        interrupt: Interrupt | None = None,
     ) -> Stored:
         """Put a file, whose `sha256` may be known, into storage under the attempt's own key.
 
-        Storage that is away is waited for so long. Raises `JobError`.
+        Storage that is away is waited for so long; `interrupt`, in the place of the attempt's, ends that.
+        Raises `JobError`.
         """
         return self.services.storage.put_artifact(
             path,
@@ -164,7 +174,7 @@ class Attempt:
             job_id=self.offer.job_id,
             attempt=self.claim.attempt,
             lease_token=self.claim.lease_token,
-            interrupt=self.interrupt,
+            interrupt=interrupt or self.interrupt,
             patience_s=patience_s,
             sha256=sha256,
         )

@@ -22,7 +22,7 @@ from rvmcv_worker.controller import ControllerError
 from rvmcv_worker.errors import FencedError, JobCancelledError, JobCrashedError, JobError, UploadFailedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.progress import ProgressReporter
-from rvmcv_worker.protocol import Checkpoint, Resume
+from rvmcv_worker.protocol import Checkpoint, Resume, to_wire
 from rvmcv_worker.retry import RetryStoppedError
 from rvmcv_worker.storage import Storage, Stored
 from rvmcv_worker.workspace import Workspace
@@ -100,6 +100,11 @@ class Checkpoints:
         with self._changed:
             self._announced = True
             self._changed.notify()
+
+    def know(self, checkpoint: Checkpoint) -> None:
+        """A job without a child has stored one: the next progress tells it, and so does a hand-back."""
+        self._known = checkpoint
+        self._progress.update(checkpoint=to_wire(checkpoint))
 
     def store_last(self) -> Checkpoint | None:
         """Store the newest that the attempt has left, now that no child lives; None where there is none.
@@ -218,7 +223,7 @@ def _freeze_and_put(
 def fetch(
     storage: Storage, resume: Resume | None, workspace: Workspace, *, max_bytes: int, interrupt: Interrupt
 ) -> str | None:
-    """Bring the checkpoint of an earlier attempt; returns its path in the workspace, for a child to open.
+    """Bring the checkpoint of an earlier attempt; returns its path in the workspace.
 
     None, with the reason in the log, for one that cannot be had or is not what was stored: the job then
     starts from the beginning.
@@ -240,7 +245,8 @@ def fetch(
             interrupt.check()
             refused.append(error.message)
         else:
-            log.info("going on from the checkpoint of epoch {}", resume.epoch)
+            of = f"epoch {resume.epoch}" if resume.next_index is None else f"{resume.next_index} images"
+            log.info("going on from the checkpoint of {}", of)
             return f"in/{RESUME_FILE}"
     log.warning("the checkpoint of an earlier attempt cannot be had: {}", "; ".join(refused))
     log.warning("the job starts from the beginning")

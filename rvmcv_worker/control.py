@@ -19,7 +19,7 @@ from rvmcv_worker.state import JobEnd, RunningJob
 #: What is asked for by `POST /control/<name>`.
 _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
 #: What of a job's progress is shown.
-_PROGRESS = {"phase", "fraction", "epoch", "epochs", "eta_s", "message"}
+_PROGRESS = {"phase", "fraction", "epoch", "epochs", "images_done", "images_total", "eta_s", "message"}
 
 
 def routes(services: Services, heartbeat: Heartbeat, wish: OperatorWish) -> Routes:

@@ -120,11 +120,13 @@ class Downloader:
         interrupt: Interrupt,
         unavailable: type[JobError],
         on_bytes: OnBytes | None,
+        max_refusals: int,
     ) -> Fetched:
         """See `Storage.fetch`."""
         target = classify(url, self._settings)
         wanted = Wanted(str(target), sha256 and sha256.lower(), max_bytes, unavailable)
-        return self._bring(self._source(target), wanted, dest, interrupt, on_bytes)
+        again = TryAgain(self._retry, interrupt, max_refusals=max_refusals)
+        return self._bring(self._source(target), wanted, dest, interrupt, on_bytes, again)
 
     def fetch_model(
         self,
@@ -143,8 +145,9 @@ class Downloader:
         model = Wanted(
             f"the model {wanted} on RVM-Server", sha256 and sha256.lower(), max_bytes, ModelUnavailableError
         )
+        again = TryAgain(self._retry, interrupt)
         return self._bring(
-            lambda offset, etag: self.open_model(path, offset, etag), model, dest, interrupt, on_bytes
+            lambda offset, etag: self.open_model(path, offset, etag), model, dest, interrupt, on_bytes, again
         )
 
     def promised_model_sha256(self, wanted: str) -> str | None:
@@ -196,9 +199,14 @@ class Downloader:
             raise failed_call(error) from error
 
     def _bring(
-        self, source: Source, wanted: Wanted, dest: Path, interrupt: Interrupt, on_bytes: OnBytes | None
+        self,
+        source: Source,
+        wanted: Wanted,
+        dest: Path,
+        interrupt: Interrupt,
+        on_bytes: OnBytes | None,
+        again: TryAgain,
     ) -> Fetched:
-        again = TryAgain(self._retry, interrupt)
         mismatched: str | None = None
         with new_file(dest) as file:
             partial = PartialFile(file)
@@ -216,7 +224,7 @@ class Downloader:
                     try:
                         again.after(error)
                     except TransferError as last:
-                        raise wanted.not_to_be_had(last) from None
+                        raise wanted.not_to_be_had(last) from last
                     continue
                 except OSError as error:  # of the disk: those of the network have become others by now
                     raise wanted.unavailable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import Any
 
@@ -14,6 +15,8 @@ from rvmcv_worker.protocol import MAX_ERROR_CHARS
 HAND_BACK_S = 60.0
 #: Most entries of a list in the details of an error; the whole of it lies in storage.
 _DETAIL_ENTRIES = 50
+#: Most single values of an object in the brief words about a large result.
+_BRIEF_ENTRIES = 100
 
 
 def begin(job_id: str, lease_token: str) -> dict[str, Any]:
@@ -45,9 +48,11 @@ def failure(error: JobError, settings: Settings) -> dict[str, Any]:
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a report says of a result that is too large for it: single values, and its metrics'."""
-    return _scalars(result) | {"metrics": _scalars(result.get("metrics", {}))}
+    """Return what a report says of a result that is too large for it: single values, also those of objects."""
+    objects = {key: value for key, value in result.items() if isinstance(value, dict)}
+    return _scalars(result) | {key: _scalars(value) for key, value in objects.items()}
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
+    single = ((key, value) for key, value in values.items() if isinstance(value, (str, int, float)))
+    return dict(itertools.islice(single, _BRIEF_ENTRIES))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from loguru import logger
 
 from rvmcv_worker.attempt import Services
+from rvmcv_worker.state import Lane
 
 #: Why a training delivers less than it could.
 NO_STORAGE = (
@@ -17,12 +18,20 @@ NO_STORAGE = (
 )
 
 
+#: The same of a lane whose results are too large for a report.
+NO_BATCHES = "batch-inference is not claimed: its results need storage"
+
+
 def check_storage(services: Services) -> None:
-    """Tell where results have no storage to go to: that is no fault, but it limits what is delivered."""
-    storage = services.storage
-    reason = None if storage.can_store or not storage.lacking else NO_STORAGE
-    if services.condition.note("storage", reason):
-        logger.info(reason or "there is storage for results now")
+    """Tell where results have no storage to go to: it limits what is delivered, and stops the batch lane."""
+    storage, condition = services.storage, services.condition
+    lacking = not storage.can_store and storage.lacking
+    if condition.note("storage", NO_STORAGE if lacking else None):
+        logger.info(NO_STORAGE if lacking else "there is storage for results now")
+    if lacking and "batch-inference" in services.settings.worker.job_types:
+        condition.degrade("storage", NO_BATCHES, frozenset({Lane.BATCH}))
+    else:
+        condition.recover("storage")
 
 
 class Housekeeping(threading.Thread):

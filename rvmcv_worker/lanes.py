@@ -87,6 +87,9 @@ class LaneLoop(threading.Thread):
             if not condition.claims(self.lane, despite="token"):
                 condition.rest(self._services.settings.scaled(_POLL_GAP_S), mark)
                 continue
+            if self.lane is Lane.BATCH and not self._services.storage.can_store:
+                condition.rest(backoff.next_s(), mark)
+                continue
             try:
                 pause_s = self._poll()
             except PollAbandonedError:

@@ -48,6 +48,8 @@ def job_line(job: dict[str, Any]) -> str:
         parts.append(f"{100 * job['fraction']:.0f} %")
     if job["epoch"] is not None:
         parts.append(f"epoch {job['epoch']}/{job['epochs'] or '?'}")
+    if job["images_done"] is not None:
+        parts.append(f"{job['images_done']} of {job['images_total'] or '?'} images")
     if job["eta_s"] is not None:
         parts.append(f"{_duration(job['eta_s'])} to go")
     if job["ending"]:

@@ -16,6 +16,7 @@ from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.model_upload import ModelUploader, UploadedModel
 from rvmcv_worker.object_store import ObjectStore
 from rvmcv_worker.retry import Retry
+from rvmcv_worker.transfer import MAX_REFUSALS
 from rvmcv_worker.uploads import NoStorageError, Stored, Uploader
 
 __all__ = ["Fetched", "NoStorageError", "OnBytes", "Storage", "Stored", "UploadedModel"]
@@ -65,9 +66,11 @@ class Storage:
         interrupt: Interrupt,
         unavailable: type[JobError] = DatasetUnavailableError,
         on_bytes: OnBytes | None = None,
+        max_refusals: int = MAX_REFUSALS,
     ) -> Fetched:
         """Bring the file that a job's URL names to `dest` (new, mode 0600); after an error it is gone.
 
+        A place that answers that it does not have it, or does not give it, is asked `max_refusals` times.
         Raises `UrlForbiddenError`, `unavailable`, its *invalid* sister when the file is over
         `max_bytes`, and `ChecksumMismatchError`.
         """
@@ -79,6 +82,7 @@ class Storage:
             interrupt=interrupt,
             unavailable=unavailable,
             on_bytes=on_bytes,
+            max_refusals=max_refusals,
         )
 
     def fetch_model(

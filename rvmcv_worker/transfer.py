@@ -69,12 +69,20 @@ class Opened:
 class TryAgain:
     """Decides after each failed try whether there is another, and waits for it."""
 
-    def __init__(self, retry: Retry, interrupt: Interrupt, *, patience_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        retry: Retry,
+        interrupt: Interrupt,
+        *,
+        patience_s: float = 0.0,
+        max_refusals: int = MAX_REFUSALS,
+    ) -> None:
         """With `patience_s` a broken place is waited for at least so long."""
         self._retry = retry
         self._interrupt = interrupt
         self._backoff = retry.backoff()
         self._patient_until_s = time.monotonic() + patience_s
+        self._max_refusals = max_refusals
         self._refusals = 0
 
     def progressed(self) -> None:
@@ -87,7 +95,7 @@ class TryAgain:
         wait_s = max(self._backoff.next_s(), error.retry_after_s or 0.0)
         self._refusals += isinstance(error, RefusedError)
         tired = self._backoff.failures >= MAX_TRIES and time.monotonic() >= self._patient_until_s
-        if tired or self._refusals >= MAX_REFUSALS:
+        if tired or self._refusals >= self._max_refusals:
             raise error
         if self._interrupt.wait(wait_s):
             self._interrupt.check()
