@@ -91,7 +91,8 @@ class BatchSummary(BaseModel):
 
 def processing_ms(result: dict[str, Any]) -> float:
     """Return how long an engine worked on an image, in milliseconds; its wait for a turn is none of it."""
-    return 1000 * sum(seconds for step, seconds in result["timings"].items() if step not in {"queue", "load"})
+    steps: dict[str, float] = result["timings"]
+    return 1000 * sum(seconds for step, seconds in steps.items() if step not in {"queue", "load"})
 
 
 def _count(counter: Counter[str], name: str) -> None:

@@ -48,7 +48,7 @@ def failure(error: JobError, settings: Settings) -> dict[str, Any]:
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a report says of a result that is too large for it: single values, also those of objects."""
+    """Return what a report says of a result that is too large for it: single values, and its objects'."""
     objects = {key: value for key, value in result.items() if isinstance(value, dict)}
     return _scalars(result) | {key: _scalars(value) for key, value in objects.items()}
 

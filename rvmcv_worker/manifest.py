@@ -27,6 +27,7 @@ MAX_IMAGES = 1_000_000
 MAX_LINE_BYTES = 16 * 1024
 #: So many lines in which no image is named, at the beginning, are no list of images.
 _TRIED = 100
+_FORM = 'each line must be {"id": …, "url": …}, not compressed'
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: What the sender calls an image; it comes back with its result.
@@ -66,16 +67,17 @@ def survey(path: Path, what: str) -> int:
     """Return how many images are listed; raises `DatasetInvalidError` for what is no list of images."""
     count = sum(1 for _ in _lines(path))
     if count == 0:
-        raise DatasetInvalidError(f'{what} names no image; each line must be {{"id": …, "url": …}}')
+        raise DatasetInvalidError(f"{what} names no image; {_FORM}")
     if count > MAX_IMAGES:
-        raise DatasetInvalidError(
-            f"{what} has {count} lines; at most {MAX_IMAGES} are taken: cut it in parts"
-        )
+        raise DatasetInvalidError(f"{what} names {count} images; at most {MAX_IMAGES} are taken: cut it up")
+    _, text = next(_lines(path))
+    if text is not None and text.lstrip().startswith(b"["):
+        raise DatasetInvalidError(f"{what} is a JSON list, not JSON Lines; {_FORM}")
     first = list(itertools.islice(read(path), _TRIED))
     if all(entry.listed is None for entry in first):
         raise DatasetInvalidError(
             f"{what} is no list of images: none of its first {len(first)} lines names one;"
-            f' {first[0].fault}; each line must be {{"id": …, "url": …}}, not compressed'
+            f" {first[0].fault}; {_FORM}"
         )
     return count
 

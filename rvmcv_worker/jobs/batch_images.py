@@ -96,6 +96,6 @@ class BatchImages:
 
 def _is_of_the_image(error: JobError) -> bool:
     """Whether a place or an engine has looked at the image and found fault with it."""
-    refused = isinstance(error.__cause__, RefusedError)
-    token_rejected = refused and isinstance(error.__cause__.__cause__, TokenRejectedError)
-    return error.code in _OF_THE_IMAGE or (refused and not token_rejected)
+    why = error.__cause__
+    refused = isinstance(why, RefusedError) and not isinstance(why.__cause__, TokenRejectedError)
+    return refused or error.code in _OF_THE_IMAGE

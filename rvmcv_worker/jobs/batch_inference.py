@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _MB = 1024**2
 #: The checkpoint names every part, and so does the result.
 _MAX_PARTS = 1000
-#: So many images in a row that did not come, or broke the engine: then it is not the images. The job goes back
-#: to the queue, and the next attempt does those of the unfinished part again.
+#: So many images in a row that did not come, or broke the engine: then it is not the images. The job ends,
+#: and an attempt that follows does those of the unfinished part again.
 _MAX_IN_A_ROW = 20
 #: What an engine has at once on a CPU: one image in work and the next one decoded.
 _ASKED_AT_ONCE = 2

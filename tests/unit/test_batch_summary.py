@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from rvmcv_worker.batch_summary import BatchSummary, LatencyBuckets
+
+
+def _result(*classes: str, detect_s: float = 0.03, backend: str = "openvino") -> dict[str, Any]:
+    timings = {"queue": 5.0, "load": 9.0, "decode": 0.01, "detect": detect_s}
+    detections = [{"class": name, "confidence": 0.9, "bbox": [0, 0, 1, 1]} for name in classes]
+    return {"detections": detections, "backend": backend, "precision": "fp32", "timings": timings}
+
+
+def test_percentiles_are_right_within_a_hundredth_over_six_orders_of_magnitude() -> None:
+    dice = random.Random(3)
+    durations_ms = sorted(dice.lognormvariate(3, 2) for _ in range(20_000))
+    buckets = LatencyBuckets()
+    for duration_ms in durations_ms:
+        buckets.add(duration_ms)
+    for fraction in (0.01, 0.5, 0.95, 0.99, 1.0):
+        exact = durations_ms[max(0, int(fraction * len(durations_ms)) - 1)]
+        assert buckets.percentile(fraction) == pytest.approx(exact, rel=0.015)
+    assert len(buckets.buckets) < 1200
+    assert LatencyBuckets().percentile(0.5) is None
+
+
+def test_a_summary_counts_and_survives_its_checkpoint() -> None:
+    summary = BatchSummary()
+    summary.add(_result("PET_bottle", "PET_bottle", "HDPE_bottle"))
+    summary.add(_result(backend="torch-cpu"))
+    summary.add(_result("PET_bottle", detect_s=0.2))
+    summary.add_error("image_invalid")
+    summary.spent_s = 2.0
+    again = BatchSummary.model_validate_json(summary.model_dump_json())
+    told = again.told()
+    assert told == summary.told()
+    assert told.pop("latency_ms") == {
+        "p50": pytest.approx(40, rel=0.01),
+        "p95": pytest.approx(210, rel=0.01),
+        "p99": pytest.approx(210, rel=0.01),
+    }
+    assert told == {
+        "images_ok": 3,
+        "images_failed": 1,
+        "errors": {"image_invalid": 1},
+        "classes": {"PET_bottle": 3, "HDPE_bottle": 1},
+        "images_per_s": 2.0,
+        "backend": "openvino",
+        "precision": "fp32",
+        "backends": {"openvino fp32": 2, "torch-cpu fp32": 1},
+    }
+
+
+def test_a_batch_without_any_result_has_a_summary_too() -> None:
+    told = BatchSummary().told()
+    assert told["latency_ms"] == {"p50": None, "p95": None, "p99": None}
+    assert (told["images_per_s"], told["backend"]) == (None, None)
+
+
+def test_an_engine_that_invents_classes_does_not_fill_the_report() -> None:
+    summary = BatchSummary()
+    for number in range(3000):
+        summary.add(_result(f"class-{number}-" * 30))
+    assert len(summary.classes) == 1001
+    assert summary.classes["(other)"] == 2000
+    assert max(map(len, summary.classes)) == 100
