@@ -16,8 +16,15 @@ from rvmcv_worker.health import FILE_NAME, socket_path
 
 #: How long the worker may take to answer, in seconds; it makes no network call for it.
 _ANSWER_S = 10.0
+#: Seconds between two tries to connect where too many wait for the worker to accept them.
+_FULL_S = 0.05
 #: Seconds between two looks while something is waited for.
 _LOOK_S = 0.2
+
+
+_LOOK_AT_IT = "look at its log (journalctl), then restart it"
+#: Of a wish whose answer did not come.
+_WHETHER = ", and whether it follows is not known: once it answers again, `rvmcv-worker status` says so"
 
 
 class ControlError(Exception):
@@ -31,8 +38,9 @@ class ControlError(Exception):
 class ControlClient:
     """Talks to the worker whose runtime directory it is."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, *, answer_s: float = _ANSWER_S) -> None:
         self._file = runtime_dir / FILE_NAME
+        self._answer_s = answer_s
 
     def status(self) -> dict[str, Any]:
         """Return how the worker is. Raises `ControlError`."""
@@ -66,11 +74,10 @@ class ControlClient:
             look.wait(_LOOK_S)
 
     def _call(self, method: str, path: str) -> dict[str, Any]:
-        connection = _UnixConnection(self._file)
+        connection = _UnixConnection(self._file, self._answer_s)
         try:
-            connection.request(method, path)
-            answer = connection.getresponse()
-            body = json.loads(answer.read() or b"{}")
+            status, text = self._ask(connection, method, path)
+            body = json.loads(text or b"{}")
         except (FileNotFoundError, ConnectionRefusedError):
             raise ControlError(
                 f"the worker does not run: nobody listens on {self._file}; start it, or name its"
@@ -87,21 +94,54 @@ class ControlClient:
             ) from None
         finally:
             connection.close()
-        if answer.status == 200:
+        if status == 200:
             return dict(body)
-        code = ExitCode.NOT_ALLOWED if answer.status == 403 else ExitCode.FAILED
-        raise ControlError(str(body.get("error", f"the worker answered {answer.status}")), code)
+        code = ExitCode.NOT_ALLOWED if status == 403 else ExitCode.FAILED
+        raise ControlError(str(body.get("error", f"the worker answered {status}")), code)
+
+    def _ask(self, connection: _UnixConnection, method: str, path: str) -> tuple[int, bytes]:
+        """Return status and body; raises `ControlError` for a worker that hangs."""
+        asked = "how it is" if method == "GET" else f"for {path.rpartition('/')[2]}"
+        try:
+            connection.connect()
+        except (TimeoutError, BlockingIOError):
+            raise ControlError(
+                f"{self._file}: the worker took no connection within {self._answer_s:g} s, so it was not"
+                f" asked {asked}: it hangs; {_LOOK_AT_IT}",
+                ExitCode.TIMED_OUT,
+            ) from None
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except TimeoutError:
+            raise ControlError(
+                f"{self._file}: the worker was asked {asked} and said nothing for {self._answer_s:g} s: it"
+                f" hangs{'' if method == 'GET' else _WHETHER}; {_LOOK_AT_IT}",
+                ExitCode.TIMED_OUT,
+            ) from None
 
 
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP to a unix socket."""
 
-    def __init__(self, file: Path) -> None:
-        super().__init__("localhost", timeout=_ANSWER_S)
+    def __init__(self, file: Path, answer_s: float) -> None:
+        super().__init__("localhost", timeout=answer_s)
         self._file = file
+        self._answer_s = answer_s
 
     def connect(self) -> None:
+        """Connect; while the kernel keeps no more who wait for the worker, again and again."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_ANSWER_S)
+        self.sock.settimeout(self._answer_s)
+        deadline_s = time.monotonic() + self._answer_s
         with socket_path(self._file) as path:
-            self.sock.connect(path)
+            while True:
+                try:
+                    self.sock.connect(path)
+                except BlockingIOError:
+                    if time.monotonic() >= deadline_s:
+                        raise
+                    time.sleep(_FULL_S)  # nothing tells when there is room
+                else:
+                    return

@@ -2,7 +2,8 @@
 
 HTTP/1, one request a connection. Who may connect is the file's mode; who may change something is
 the uid that the kernel names for the other end. A client that hangs or floods costs a thread for
-some seconds, never the daemon.
+some seconds, never the daemon, and never keeps another out: where all places are taken, whoever has
+waited longest without a whole request has to go.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import socket
 import stat
 import struct
@@ -32,9 +34,9 @@ FILE_NAME = "health.sock"
 _LIMIT_S = 5.0
 #: Largest request, in bytes, with head and body.
 _MAX_REQUEST_BYTES = 16 * 1024
-#: Requests that are served at once; as many more as the kernel keeps wait for their turn.
+#: Requests that are served at once; as many more as the kernel keeps wait for the moment of their turn.
 _MAX_CLIENTS, _BACKLOG = 16, 128
-#: Seconds between two looks at whether the worker stops, while all places are taken.
+#: Seconds between two looks at who has to go, and whether the worker stops, while all places are taken.
 _FULL_S = 0.2
 #: The kernel's limit for the path of a unix socket, in bytes, with its final zero.
 _MAX_PATH_BYTES = 108
@@ -74,6 +76,8 @@ class HealthSocket(threading.Thread):
         self._routes = routes
         self._limit_s = limit_s
         self._places = threading.BoundedSemaphore(_MAX_CLIENTS)
+        #: Clients without a whole request yet, the oldest first.
+        self._asking: dict[socket.socket, None] = {}
         self._closing = threading.Event()
         try:
             if not directory.is_dir():
@@ -89,18 +93,44 @@ class HealthSocket(threading.Thread):
     def run(self) -> None:
         """Serve each client in a thread of its own."""
         while not self._closing.is_set():
-            if not self._places.acquire(timeout=_FULL_S):
-                continue
             try:
                 client, _ = self._listener.accept()
+            except OSError as error:
+                self._not_served(error)
+                continue
+            if not self._find_place():
+                client.close()
+                return
+            self._asking[client] = None
+            try:
                 threading.Thread(
                     target=self._serve, args=(client,), name="health-client", daemon=True
                 ).start()
-            except (OSError, RuntimeError) as error:
-                self._places.release()
-                if not self._closing.is_set():
-                    logger.warning("{}: a client was not served: {}", self.file, error)
-                    self._closing.wait(1.0)  # out of descriptors or threads: another try at once would spin
+            except RuntimeError as error:
+                self._leave(client)
+                client.close()
+                self._not_served(error)
+
+    def _not_served(self, error: Exception) -> None:
+        if not self._closing.is_set():
+            logger.warning("{}: a client was not served: {}", self.file, error)
+            self._closing.wait(1.0)  # out of descriptors or threads: another try at once would spin
+
+    def _find_place(self) -> bool:
+        """Wait for a place, having somebody go who says nothing; False when the worker stops first."""
+        while not self._places.acquire(blocking=False):
+            if self._closing.is_set():
+                return False
+            silent = (client for client in list(self._asking) if not _has_said_more(client))
+            if client := next(silent, None):
+                _end_asking(client)
+            if self._places.acquire(timeout=_FULL_S):
+                break
+        return True
+
+    def _leave(self, client: socket.socket) -> None:
+        self._asking.pop(client, None)
+        self._places.release()
 
     def close(self) -> None:
         """Listen no more, and take the file away if it is still this daemon's."""
@@ -117,11 +147,13 @@ class HealthSocket(threading.Thread):
     def _serve(self, client: socket.socket) -> None:
         try:
             with client, contextlib.suppress(OSError):
-                request = _Request(client, self._routes, self._limit_s)
+                received = _receive(client, time.monotonic() + self._limit_s)
+                self._asking.pop(client, None)
+                request = _Request(client, self._routes, received)
                 client.settimeout(self._limit_s)
                 client.sendall(request.answer)  # the time-out is that of the whole answer
         finally:
-            self._places.release()
+            self._leave(client)
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -129,15 +161,16 @@ class _Request(BaseHTTPRequestHandler):
 
     server_version, sys_version = "rvmcv-worker", ""
 
-    def __init__(self, client: socket.socket, routes: Routes, limit_s: float) -> None:
+    def __init__(self, client: socket.socket, routes: Routes, received: bytes | None) -> None:
         self._client = client
         self._routes = routes
         self.client_address = ("unix", 0)
         self.rfile, self.wfile = io.BytesIO(), io.BytesIO()
-        received = _receive(client, time.monotonic() + limit_s)
         if received is None:
             self.requestline, self.request_version, self.command = "", self.protocol_version, ""
-            self.send_error(HTTPStatus.BAD_REQUEST, f"no whole request in {limit_s:g} s and its size limit")
+            self.send_error(
+                HTTPStatus.BAD_REQUEST, f"no whole request of {_MAX_REQUEST_BYTES} bytes at most in its time"
+            )
         else:
             self.rfile = io.BytesIO(received)
             self.handle_one_request()
@@ -204,6 +237,21 @@ def _receive(client: socket.socket, deadline_s: float) -> bytes | None:
     return None
 
 
+def _has_said_more(client: socket.socket) -> bool:
+    """Whether something of a request lies there that its thread has not come to read yet."""
+    poll = select.poll()
+    with contextlib.suppress(OSError, ValueError):  # its thread has closed it
+        poll.register(client, select.POLLIN)
+        return bool(poll.poll(0))
+    return True
+
+
+def _end_asking(client: socket.socket) -> None:
+    """Have the client's thread read the end of its request now; it still gets an answer."""
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RD)
+
+
 def _content_length(head: bytearray) -> int:
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
@@ -255,6 +303,8 @@ def _answers(file: Path) -> bool:
                 client.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except BlockingIOError:
+            pass  # the kernel keeps no more who wait for it
         return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,15 @@ import pytest
 from rvmcv_worker.config import ConfigError
 from rvmcv_worker.control_client import ControlClient, ControlError
 from rvmcv_worker.exit_codes import ExitCode
-from rvmcv_worker.health import _MAX_CLIENTS, _MAX_REQUEST_BYTES, Answer, HealthSocket, Routes, socket_path
+from rvmcv_worker.health import (
+    _BACKLOG,
+    _MAX_CLIENTS,
+    _MAX_REQUEST_BYTES,
+    Answer,
+    HealthSocket,
+    Routes,
+    socket_path,
+)
 
 LIMIT_S = 0.5
 Make = Callable[..., HealthSocket]
@@ -193,6 +203,81 @@ def test_clients_that_hang_do_not_keep_others_away_for_long(make: Make, tmp_path
     finally:
         for client in hanging:
             client.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET "])
+def test_however_many_hang_an_operator_gets_in_at_once(make: Make, tmp_path: Path, said: bytes) -> None:
+    file = make(tmp_path, limit_s=600.0).file  # none of them is turned away for its time
+    hanging = []
+    try:
+        for _ in range(3 * _BACKLOG):
+            hanging.append(_patient_client(file))
+            hanging[-1].send(said)
+        start_s = time.monotonic()
+        assert ControlClient(tmp_path).status() == {"state": "ready"}
+        assert time.monotonic() - start_s < 5
+        # Whoever has waited longest has gone, with an answer.
+        hanging[0].settimeout(20)
+        assert b" 400 " in hanging[0].recv(4096)
+        hanging[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hanging[-1].recv(4096)
+    finally:
+        for client in hanging:
+            client.close()
+
+
+def _patient_client(file: Path) -> socket.socket:
+    """Connect, however full the kernel's queue is for the moment."""
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(file))  # a blocking one waits for room
+    return client
+
+
+def test_a_request_that_lies_there_is_not_sent_away(make: Make, tmp_path: Path) -> None:
+    file = make(tmp_path, limit_s=600.0).file
+    stop = threading.Event()
+
+    def flood() -> None:
+        clients = []
+        while not stop.is_set():
+            clients.append(_patient_client(file))
+            if len(clients) > 100:
+                clients.pop(0).close()
+        for client in clients:
+            client.close()
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        answers = [ControlClient(tmp_path).status() for _ in range(5)]
+    finally:
+        stop.set()
+        flooding.join(20)
+    assert answers == [{"state": "ready"}] * 5
+
+
+def test_of_a_worker_that_hangs_the_message_says_what_was_asked(tmp_path: Path) -> None:
+    client = ControlClient(tmp_path, answer_s=0.3)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "health.sock"))
+        listener.listen(2)
+        for asked, says in ((client.status, "asked how it is"), (lambda: client.tell("drain"), "for drain")):
+            with pytest.raises(ControlError, match=f"{says} and said nothing for 0.3 s") as error:
+                asked()
+            assert error.value.code is ExitCode.TIMED_OUT
+            assert ("whether it follows is not known" in str(error.value)) == (asked != client.status)
+        full = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+        for waiting in full:  # those who gave up still stand in the queue
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(str(tmp_path / "health.sock"))
+        with pytest.raises(ControlError, match=r"took no connection .* not asked for drain") as error:
+            client.tell("drain")
+        assert error.value.code is ExitCode.TIMED_OUT
+        with pytest.raises(ConfigError, match="another worker listens there"):
+            HealthSocket(tmp_path, {})
 
 
 def test_a_client_that_does_not_read_is_left(make: Make, told: list[str], tmp_path: Path) -> None:
