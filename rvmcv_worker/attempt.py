@@ -13,7 +13,7 @@ from typing import Any
 
 from loguru import logger
 
-from rvmcv_worker import checkpoints, final_report
+from rvmcv_worker import checkpoints, final_report, http_session
 from rvmcv_worker import workspace as workspaces
 from rvmcv_worker.checkpoints import Checkpoints
 from rvmcv_worker.config import Settings
@@ -223,7 +223,7 @@ def run_attempt(
         services.ledger.forget(offer.job_id)
         log.warning("lease lost ({}): result discarded, the job is another's or over", error.reason)
     except Exception:
-        log.exception("the attempt could not be brought to an end: the next start hands the job back")
+        log.exception("the attempt could not be brought to an end: the settlement hands the job back")
     finally:
         interrupt.close()
         services.condition.ended(job, status, error_code)
@@ -283,7 +283,8 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     report = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
     try:
         config = job_type.parse(attempt.offer.config)
-        result = _within_limit(attempt, job_type.run(attempt, config))
+        with http_session.ended_by(attempt.interrupt):
+            result = _within_limit(attempt, job_type.run(attempt, config))
     except JobCancelledError:
         log.info("cancelled by RVM-Server: nothing is published")
         report["status"] = "cancelled"

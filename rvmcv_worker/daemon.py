@@ -176,8 +176,8 @@ def run(settings: Settings) -> ExitCode:
     watch.look()
     chores = Housekeeping(services)
     settlement = recovery.Settlement(services)
-    threads = (services.outbox, watch, heartbeat, chores, *lanes)
-    for thread in (settlement, *threads):
+    threads = (settlement, services.outbox, watch, heartbeat, chores, *lanes)
+    for thread in threads:
         thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
     try:

@@ -2,7 +2,8 @@
 
 The time-outs of `requests` count from byte to byte, so a server that drips one every few seconds
 would hold a thread for ever; and closing a session does not end a request that waits. Both are met
-by shutting the socket down under the waiting thread: at the exchange's deadline, or when asked.
+by shutting the socket down under the waiting thread: at the exchange's deadline, when asked, or, in a
+thread that works for a job (`ended_by`), as soon as the job is to end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from rvmcv_worker import __version__
 from rvmcv_worker.answers import ControllerError, PollAbandonedError, ServerUnavailableError, failure_of
 from rvmcv_worker.config import ServerSettings
+from rvmcv_worker.interrupt import Interrupt
 
 _READ_BYTES = 64 * 1024
 #: Read from a file and sent at once.
@@ -42,6 +44,13 @@ class Exchange:
         self._socket: socket.socket | None = None
         self._overdue = False
         self._abandoned = False
+        self._interrupt: Interrupt | None = None
+
+    def obey(self, interrupt: Interrupt) -> None:
+        """End as soon as a job is to end; raises what `interrupt` asks for when that is so already."""
+        interrupt.check()
+        self._interrupt = interrupt
+        interrupt.call(self.cut)
 
     def attach(self, sock: socket.socket) -> None:
         """Note the socket in use; one that is cut already goes no further."""
@@ -62,10 +71,18 @@ class Exchange:
         """The socket may now serve another exchange: a late `cut` must not reach it."""
         with self._lock:
             self._socket = None
+        if self._interrupt:
+            self._interrupt.call_no_more(self.cut)
+            self._interrupt = None
 
     def cut_error(self) -> ControllerError | None:
-        """Return why the exchange was cut, None if it was not: cut bytes can look like a regular end."""
+        """Return why the exchange was cut, None if it was not: cut bytes can look like a regular end.
+
+        Raises what its job's end asks for, where that has cut it.
+        """
         if self._abandoned:
+            if self._interrupt:
+                self._interrupt.check()
             return PollAbandonedError(f"{self.call}: abandoned, the worker does not wait for the answer")
         if self._overdue:
             return ServerUnavailableError(f"{self.call}: no whole answer within {self.limit_s:g} s")
@@ -78,7 +95,21 @@ def _shut_down(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
+#: What the calling thread does now: its `exchange`, and the `interrupt` of the job that it works for.
 _current = threading.local()
+
+
+@contextlib.contextmanager
+def ended_by(interrupt: Interrupt) -> Iterator[None]:
+    """Within, the calling thread waits for no answer once its job is to end.
+
+    Its exchanges are cut then, and new ones not begun: what `interrupt` asks for is raised in their place.
+    """
+    _current.interrupt = interrupt
+    try:
+        yield
+    finally:
+        _current.interrupt = None
 
 
 class _Noted(HTTPConnection):
@@ -193,8 +224,10 @@ class HttpSessions:
         """Send one request and return its answer as soon as the headers are there.
 
         `timeouts_s` are for connecting (and for each write), and for each read. Raises
-        `ServerUnavailableError`, or `PollAbandonedError` when cut.
+        `ServerUnavailableError`, `PollAbandonedError` when cut, and within `ended_by` what that says.
         """
+        if interrupt := getattr(_current, "interrupt", None):
+            exchange.obey(interrupt)
         session = self._session()
         self._cutter.watch(exchange)
         _current.exchange = exchange
@@ -210,8 +243,11 @@ class HttpSessions:
                 stream=True,
             )
         except _FAULTS as error:
-            self.release(exchange, broken=True)
-            raise exchange.cut_error() or failure_of(exchange.call, error, limit_s=timeouts_s[1]) from None
+            try:
+                failure = exchange.cut_error()
+            finally:
+                self.release(exchange, broken=True)
+            raise failure or failure_of(exchange.call, error, limit_s=timeouts_s[1]) from None
         finally:
             _current.exchange = None
         return Reply(self, exchange, response, timeouts_s[1])

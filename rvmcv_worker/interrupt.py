@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
+from collections.abc import Callable
 
 from rvmcv_worker.errors import FencedError, JobCancelledError, WorkerStoppedError
 
@@ -26,6 +27,7 @@ class Interrupt:
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
         self._branches: list[Interrupt] = []
+        self._actions: list[Callable[[], None]] = []
         self._reason: StopReason | None = None
         self._detail = ""
 
@@ -43,8 +45,23 @@ class Interrupt:
                 self._reason, self._detail = reason, detail
             self._event.set()
             os.eventfd_write(self._eventfd, 1)
-            branches = list(self._branches)
+            branches, actions = list(self._branches), list(self._actions)
         self._pass_on(branches)
+        for action in actions:
+            action()
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have `action`, which must not wait, called as soon as the end is asked for; now if it was."""
+        with self._lock:
+            self._actions.append(action)
+            asked = self._reason is not None
+        if asked:
+            action()
+
+    def call_no_more(self, action: Callable[[], None]) -> None:
+        """Take back what was given to `call`."""
+        with self._lock:
+            self._actions.remove(action)
 
     def branch(self) -> Interrupt:
         """Return one that hears of every wish but a stop: for what is still saved in one."""

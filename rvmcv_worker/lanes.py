@@ -18,7 +18,13 @@ from rvmcv_worker.controller import (
     RequestRejectedError,
     TokenRejectedError,
 )
-from rvmcv_worker.errors import FencedError, InvalidJobError, JobError, UnsupportedJobError
+from rvmcv_worker.errors import (
+    FencedError,
+    InvalidJobError,
+    JobError,
+    UnsupportedJobError,
+    WorkerUnfitError,
+)
 from rvmcv_worker.job_type import JobType
 from rvmcv_worker.protocol import Claim, JobOffer, MalformedJob
 from rvmcv_worker.slots import Slots
@@ -155,35 +161,71 @@ class LaneLoop(threading.Thread):
             return self._refuse(offer.job_id, UnsupportedJobError(wrong))
         if self._left_alone(offer.job_id) or (place := self._slots.take(wanted)) is None:
             return False
-        claim = None
+        begun = False
+        self._services.condition.hold(offer.job_id)
         try:
             claim = self._claim(offer.job_id, offer.job_type)
+            begun = claim is not None and self._start(job_type, offer, claim, place)
         finally:
-            if claim is None:
-                self._slots.give_back(place)
-        if claim is None:
-            return False
+            if not begun:
+                self._leave(offer.job_id, place)
+        return begun
+
+    def _start(self, job_type: JobType, offer: JobOffer, claim: Claim, place: tuple[int, ...]) -> bool:
+        """Give an accepted claim its thread; where there is none to be had, the job goes back: False."""
         job = begin_attempt(self._services, job_type, offer, claim)
-        threading.Thread(
+        thread = threading.Thread(
             target=self._work,
             args=(job, job_type, offer, claim, place),
             name=f"job-{offer.job_id}",
             daemon=True,
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            unfit = WorkerUnfitError(
+                f"the worker cannot start a thread for the job ({error}): its user has too many, or memory"
+                " is short; see the service's TasksMax and ulimit -u"
+            )
+            self._hand_back(job, unfit)
+            return False
         return True
+
+    def _hand_back(self, job: RunningJob, error: JobError) -> None:
+        services = self._services
+        logger.bind(job_id=job.job_id).error("handed back: {}", error.message)
+        try:
+            services.ledger.finish(
+                job.job_id, final_report.never_ran(services.settings, job.job_id, job.lease_token, error)
+            )
+        finally:
+            job.interrupt.close()
+            services.condition.ended(job, "queued", error.code)
+            services.outbox.wake()
+            self._refusals.note(job.job_id)
+
+    def _leave(self, job_id: str, place: tuple[int, ...]) -> None:
+        self._slots.give_back(place)
+        self._services.condition.release(job_id)
 
     def _left_alone(self, job_id: str) -> bool:
         return self._refusals.holds(job_id) or self._services.ledger.knows(job_id)
 
     def _refuse(self, job_id: str, error: JobError) -> bool:
         """Claim a job that cannot be run, only to fail it with what is wrong; True when that was done."""
-        if self._left_alone(job_id) or (claim := self._claim(job_id, "unknown")) is None:
+        if self._left_alone(job_id):
             return False
         settings = self._services.settings
-        logger.bind(job_id=job_id).warning("failed: {}: {}", error.code, error.message)
-        self._services.ledger.finish(
-            job_id, final_report.never_ran(settings, job_id, claim.lease_token, error)
-        )
+        self._services.condition.hold(job_id)
+        try:
+            if (claim := self._claim(job_id, "unknown")) is None:
+                return False
+            logger.bind(job_id=job_id).warning("failed: {}: {}", error.code, error.message)
+            self._services.ledger.finish(
+                job_id, final_report.never_ran(settings, job_id, claim.lease_token, error)
+            )
+        finally:
+            self._services.condition.release(job_id)
         self._services.outbox.wake()
         self._refusals.note(job_id)
         return True
@@ -234,4 +276,4 @@ class LaneLoop(threading.Thread):
             if run_attempt(self._services, job, job_type, offer, claim, place) != "completed":
                 self._refusals.note(offer.job_id)
         finally:
-            self._slots.give_back(place)
+            self._leave(offer.job_id, place)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -23,10 +23,10 @@ from rvmcv_worker.retry import RETRYABLE, Retry, RetryStoppedError
 
 #: Answers to a report that is not to be taken as it is.
 _REFUSED = (RequestRejectedError, TooLargeError)
+#: Seconds between two looks at whether the end is asked for, while another report is on its way.
+_TURN_LOOK_S = 0.2
 #: Epochs in one report: after a long outage the rest follows in the next ones.
 _EPOCHS_A_REPORT = 200
-
-
 #: Epochs that wait for RVM-Server at most; a child that sends more is no training.
 _MAX_EPOCHS = 100_000
 
@@ -98,7 +98,7 @@ class ProgressReporter:
         self.update(**known, history=epochs[: max(0, room)])
 
     def confirm(self, phase: str) -> None:
-        """Report `phase` and wait for the word to go on; raises when told to end instead."""
+        """Report `phase` and wait for the word to go on; raises when told to end instead, or meanwhile."""
         self.update(phase=phase)
         with contextlib.suppress(RetryStoppedError):
             self._deliver(phase, self._interrupt)
@@ -123,7 +123,7 @@ class ProgressReporter:
                     self._state.clear()
                     self._state.update(kept)
 
-        self._retry.call(self._send, stop=stop, on=(*RETRYABLE, *_REFUSED), told=told)
+        self._retry.call(lambda: self._send(stop), stop=stop, on=(*RETRYABLE, *_REFUSED), told=told)
 
     def _run(self) -> None:
         backoff = self._retry.backoff()
@@ -146,8 +146,19 @@ class ProgressReporter:
                 backoff.reset()
                 next_s = time.monotonic() + self._interval_s
 
-    def _send(self) -> None:
-        with self._sending:
+    @contextlib.contextmanager
+    def _turn(self, stop: Interrupt | None) -> Iterator[None]:
+        """One report at a time; who waits for its turn behind one without an answer hears of `stop`."""
+        while not self._sending.acquire(timeout=_TURN_LOOK_S):
+            if stop:
+                stop.check()
+        try:
+            yield
+        finally:
+            self._sending.release()
+
+    def _send(self, stop: Interrupt | None = None) -> None:
+        with self._turn(stop):
             with self._wake:
                 self._seq += 1
                 seq, sent = self._seq, self._history[:_EPOCHS_A_REPORT]

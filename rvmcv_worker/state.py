@@ -17,6 +17,9 @@ from rvmcv_worker.protocol import DesiredState, JobTotals, WorkerState
 
 #: What server and operator may wish for, the stricter the later.
 _STRICTNESS = (DesiredState.RUN, DesiredState.PAUSE, DesiredState.DRAIN)
+#: The source of what is said while the daemon before is being settled, and what is said at least.
+SETTLEMENT = "settlement"
+_UNSETTLED = "what the daemon before left is not settled yet: nothing is claimed until then"
 #: How many of the last ends are kept to be shown.
 _ENDS_SHOWN = 10
 
@@ -84,6 +87,7 @@ class Condition:
         self._reasons: dict[str, tuple[str, frozenset[Lane]]] = {}
         self._notes: dict[str, str] = {}
         self._running: dict[str, RunningJob] = {}
+        self._held: set[str] = set()
         self._wishes = Wishes()
         self._last_ends: deque[JobEnd] = deque(maxlen=_ENDS_SHOWN)
         self._ends: Counter[str] = Counter()
@@ -185,24 +189,42 @@ class Condition:
         """Whether the lane may claim now; `despite` is a fault that claiming itself finds to be over."""
         with self._lock:
             wanted = self._wishes.holds is DesiredState.RUN and not self.stopping.is_set()
+            wanted = wanted and self.settled.is_set()
             faults = [lanes for source, (_, lanes) in self._reasons.items() if source != despite]
             return wanted and not any(lane in lanes for lanes in faults)
 
     def reasons(self) -> list[str]:
         """Every fault at this moment, then every note, as sentences."""
         with self._lock:
-            return [*(reason for reason, _ in self._reasons.values()), *self._notes.values()]
+            known = SETTLEMENT in self._reasons or self.settled.is_set()
+            faults = [reason for reason, _ in self._reasons.values()]
+            return [*([] if known else [_UNSETTLED]), *faults, *self._notes.values()]
 
     def state(self) -> WorkerState:
         """The one word for all of it."""
         with self._lock:
-            if self._reasons:
+            if self._reasons or not self.settled.is_set():
                 return WorkerState.DEGRADED
             if self.stopping.is_set() or self._wishes.holds is DesiredState.DRAIN:
                 return WorkerState.DRAINING
             if self._wishes.holds is DesiredState.PAUSE:
                 return WorkerState.PAUSED
             return WorkerState.BUSY if self._running else WorkerState.READY
+
+    def hold(self, job_id: str) -> None:
+        """Note, before the ledger knows of a claim, that somebody works on it: nobody else settles it."""
+        with self._lock:
+            self._held.add(job_id)
+
+    def release(self, job_id: str) -> None:
+        """Note that nobody works on a claim any more: what the ledger still knows of it is to be settled."""
+        with self._lock:
+            self._held.discard(job_id)
+
+    def held(self) -> frozenset[str]:
+        """The jobs whose claims somebody works on."""
+        with self._lock:
+            return frozenset(self._held)
 
     def started(self, job: RunningJob) -> None:
         """Note an attempt that begins; one claimed while a stop or drain came ends at once."""

@@ -1,26 +1,30 @@
-"""Final reports on a disk that is full, and a last question that is refused."""
+"""Final reports on a disk that is full, and a last question that is refused or not answered."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rvmcv_worker import http_session
 from rvmcv_worker.config import ServerSettings, Settings, TimingSettings, WorkerSettings
 from rvmcv_worker.controller import Controller
-from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.errors import FencedError, JobCancelledError, WorkerStoppedError
+from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.ledger import Ledger
 from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.progress import ProgressReporter
 from rvmcv_worker.retry import Retry
 from rvmcv_worker.state import Condition
 from rvmcv_worker.token_source import TokenSource
-from tests.file_server import FileServer, status
+from tests.file_server import FileServer, Handler, status
 
 JOB_STATUS = "POST /api/v1/cv/job-status"
 
@@ -85,14 +89,10 @@ def test_a_full_disk_ends_no_delivery(
     assert [json.loads(call.body)["finish_id"] for call in server.calls("POST")] == ["f1", "f1"]
 
 
-def test_a_question_that_is_refused_is_asked_again_without_what_a_child_said(
-    server: FileServer, settings: Settings, controller: Controller
-) -> None:
-    go_on = status(200, json.dumps({"directive": "continue"}).encode())
-    server.on(JOB_STATUS, status(422), status(422), go_on)
-    interrupt = Interrupt()
-    state: dict[str, Any] = {"message": "something that this server does not take"}
-    reporter = ProgressReporter(
+def _reporter(
+    controller: Controller, settings: Settings, interrupt: Interrupt, state: dict[str, Any] | None = None
+) -> ProgressReporter:
+    return ProgressReporter(
         controller,
         Retry(settings),
         job_id="job1",
@@ -102,6 +102,74 @@ def test_a_question_that_is_refused_is_asked_again_without_what_a_child_said(
         interrupt=interrupt,
         state=state,
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "raised"),
+    [
+        (StopReason.WORKER_STOPPED, WorkerStoppedError),
+        (StopReason.CANCELLED, JobCancelledError),
+        (StopReason.FENCED, FencedError),
+    ],
+)
+@pytest.mark.parametrize("behind", [False, True], ids=["itself", "behind another report"])
+def test_a_question_without_an_answer_is_left_when_the_job_is_to_end(
+    server: FileServer,
+    settings: Settings,
+    controller: Controller,
+    reason: StopReason,
+    raised: type[Exception],
+    behind: bool,
+) -> None:
+    interrupt, asked = Interrupt(), threading.Event()
+
+    def say_nothing(handler: Handler) -> None:
+        asked.set()
+        handler.hold()
+
+    server.on(JOB_STATUS, say_nothing)
+    reporter = _reporter(controller, settings, interrupt)
+    with ThreadPoolExecutor(1) as job, reporter if behind else contextlib.nullcontext():
+        if behind:  # the report of its own thread holds the turn
+            assert asked.wait(20)
+
+        def confirm() -> None:
+            with http_session.ended_by(interrupt):
+                reporter.confirm("upload")
+
+        waiting = job.submit(confirm)
+        assert asked.wait(20)
+        interrupt.request(reason, "a test")
+        with pytest.raises(raised):
+            waiting.result(15)
+        assert not server.held_out, "it ended only when the server let go"
+    assert len(server.calls("POST")) == 1
+    interrupt.close()
+
+
+def test_once_its_job_is_to_end_a_thread_asks_nothing_more(
+    server: FileServer, settings: Settings, controller: Controller
+) -> None:
+    server.on(JOB_STATUS, status(200, json.dumps({"directive": "continue"}).encode()))
+    interrupt = Interrupt()
+    with http_session.ended_by(interrupt):
+        controller.progress("job1", "t", 1, {})
+        interrupt.request(StopReason.WORKER_STOPPED, "a test")
+        with pytest.raises(WorkerStoppedError):
+            controller.progress("job1", "t", 2, {})
+    controller.progress("job1", "t", 3, {})  # the connection was given back, and whole
+    assert [json.loads(call.body)["seq"] for call in server.calls("POST")] == [1, 3]
+    interrupt.close()
+
+
+def test_a_question_that_is_refused_is_asked_again_without_what_a_child_said(
+    server: FileServer, settings: Settings, controller: Controller
+) -> None:
+    go_on = status(200, json.dumps({"directive": "continue"}).encode())
+    server.on(JOB_STATUS, status(422), status(422), go_on)
+    interrupt = Interrupt()
+    state: dict[str, Any] = {"message": "something that this server does not take"}
+    reporter = _reporter(controller, settings, interrupt, state)
     reporter.confirm("upload")  # its thread is not started: every report is this question
     interrupt.close()
     told = [json.loads(call.body)["progress"] for call in server.calls("POST")]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rvmcv_worker import http_session
 from rvmcv_worker.config import (
     ServerSettings,
     Settings,
@@ -27,6 +28,7 @@ from rvmcv_worker.errors import (
     UploadFailedError,
     UploadRejectedError,
     UrlForbiddenError,
+    WorkerStoppedError,
 )
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.object_store import PART_BYTES
@@ -535,6 +537,23 @@ def test_a_cancelled_job_stops_waiting(make: Make, own: FileServer, file: Path, 
     own.on(THERE, cancel)
     with pytest.raises(JobCancelledError):
         _upload(make(own.url), file, interrupt, JOB)
+
+
+@pytest.mark.parametrize("held", ["GET", "POST by its path", "POST as a form"])
+def test_a_server_that_takes_a_model_and_says_nothing_is_left_when_the_job_is_to_end(
+    make: Make, own: FileServer, file: Path, interrupt: Interrupt, held: str
+) -> None:
+    def stop_and_hold(handler: Any) -> None:
+        interrupt.request(StopReason.WORKER_STOPPED, "a test")
+        handler.hold()
+
+    own.on(THERE, stop_and_hold if held == "GET" else status(404))
+    own.on(POST, stop_and_hold)
+    stored = Stored("s3://models/x", len(DATA), SHA256) if held == "POST by its path" else None
+    with http_session.ended_by(interrupt), pytest.raises(WorkerStoppedError, match="a test"):
+        _upload(make(own.url), file, interrupt, JOB, stored=stored)
+    assert not own.held_out, "it ended only when the server let go"
+    assert len(own.calls("POST")) == (held != "GET")
 
 
 @pytest.mark.parametrize(

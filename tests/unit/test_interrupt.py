@@ -47,3 +47,16 @@ def test_a_wish_that_comes_after_the_end_touches_nobody() -> None:
     assert interrupt.reason is None
     os.close(reader)
     os.close(writer)
+
+
+def test_what_waits_is_called_at_the_first_wish_and_at_once_when_that_came_before() -> None:
+    interrupt, called = Interrupt(), []
+    gone = lambda: called.append("gone")  # noqa: E731 - compared by identity
+    interrupt.call(lambda: called.append("early"))
+    interrupt.call(gone)
+    interrupt.call_no_more(gone)
+    assert called == []
+    interrupt.request(StopReason.CANCELLED)
+    interrupt.call(lambda: called.append("late"))
+    assert called == ["early", "late"]
+    interrupt.close()

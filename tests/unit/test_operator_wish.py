@@ -17,6 +17,7 @@ def _restored(state_dir: Path) -> DesiredState:
 
 def test_a_wish_is_followed_and_survives_a_restart_until_it_is_taken_back(tmp_path: Path) -> None:
     condition = Condition()
+    condition.settled.set()
     wish = OperatorWish(tmp_path, condition)
     assert _restored(tmp_path) is DesiredState.RUN
     for desired in (DesiredState.PAUSE, DesiredState.DRAIN, DesiredState.RUN):

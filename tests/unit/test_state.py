@@ -8,15 +8,36 @@ import pytest
 
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.protocol import DesiredState, WorkerState
-from rvmcv_worker.state import Condition, Lane, RunningJob
+from rvmcv_worker.state import SETTLEMENT, Condition, Lane, RunningJob
+
+
+def _settled() -> Condition:
+    condition = Condition()
+    condition.settled.set()
+    return condition
 
 
 def _job(name: str = "job1") -> RunningJob:
     return RunningJob(name, "stub", Lane.TRAIN, 1, "lease", Interrupt())
 
 
-def test_a_fault_keeps_its_lanes_from_claiming_until_it_is_over() -> None:
+def test_nothing_is_claimed_before_the_daemon_before_is_settled() -> None:
     condition = Condition()
+    assert not any(condition.claims(lane) for lane in Lane)
+    assert condition.state() is WorkerState.DEGRADED
+    assert "not settled yet: nothing is claimed" in condition.reasons()[0]
+    condition.degrade(SETTLEMENT, "a claim is unsettled, nothing is claimed: away", frozenset())
+    assert condition.reasons() == ["a claim is unsettled, nothing is claimed: away"], "the better sentence"
+    assert not condition.claims(Lane.TRAIN)
+    condition.recover(SETTLEMENT)
+    assert condition.state() is WorkerState.DEGRADED
+    condition.settled.set()
+    assert (condition.state(), condition.reasons()) == (WorkerState.READY, [])
+    assert condition.claims(Lane.TRAIN)
+
+
+def test_a_fault_keeps_its_lanes_from_claiming_until_it_is_over() -> None:
+    condition = _settled()
     assert condition.degrade("gpu", "the GPU is gone", frozenset({Lane.TRAIN}))
     assert not condition.degrade("gpu", "the GPU is gone", frozenset({Lane.TRAIN}))
     assert not condition.claims(Lane.TRAIN)
@@ -27,14 +48,14 @@ def test_a_fault_keeps_its_lanes_from_claiming_until_it_is_over() -> None:
 
 
 def test_a_lane_may_find_out_by_claiming_that_its_fault_is_over() -> None:
-    condition = Condition()
+    condition = _settled()
     condition.degrade("token", "rejected")
     assert not condition.claims(Lane.TRAIN)
     assert condition.claims(Lane.TRAIN, despite="token")
 
 
 def test_drain_hands_back_what_runs_and_pause_does_not() -> None:
-    condition, job = Condition(), _job()
+    condition, job = _settled(), _job()
     condition.started(job)
     condition.want(DesiredState.PAUSE)
     assert (condition.state(), job.interrupt.reason) == (WorkerState.PAUSED, None)
@@ -47,7 +68,7 @@ def test_drain_hands_back_what_runs_and_pause_does_not() -> None:
 
 
 def test_totals_count_ends_by_kind() -> None:
-    condition = Condition()
+    condition = _settled()
     for name, status in (("a", "completed"), ("b", "completed"), ("c", "failed"), ("d", "fenced")):
         job = _job(name)
         condition.started(job)
@@ -59,7 +80,7 @@ def test_totals_count_ends_by_kind() -> None:
 
 
 def test_each_change_wakes_the_heartbeat() -> None:
-    condition, job = Condition(), _job()
+    condition, job = _settled(), _job()
     for change in (
         lambda: condition.started(job),
         lambda: condition.ended(job, "completed"),
@@ -78,7 +99,7 @@ def test_the_stricter_wish_holds_whoever_wishes_first(server: DesiredState, oper
     order = [DesiredState.RUN, DesiredState.PAUSE, DesiredState.DRAIN]
     stricter = order[max(order.index(server), order.index(operator))]
     for first_server in (True, False):
-        condition, job = Condition(), _job()
+        condition, job = _settled(), _job()
         condition.started(job)
         for is_server in (first_server, not first_server):
             (condition.want if is_server else condition.wish)(server if is_server else operator)
@@ -88,7 +109,7 @@ def test_the_stricter_wish_holds_whoever_wishes_first(server: DesiredState, oper
 
 
 def test_a_resume_leaves_the_servers_wish() -> None:
-    condition = Condition()
+    condition = _settled()
     condition.want(DesiredState.PAUSE)
     condition.wish(DesiredState.DRAIN)
     condition.wish(DesiredState.RUN)
@@ -96,7 +117,7 @@ def test_a_resume_leaves_the_servers_wish() -> None:
 
 
 def test_held_polls_are_let_go_once_when_claims_stop() -> None:
-    condition, calls = Condition(), []
+    condition, calls = _settled(), []
     condition.on_hold = lambda: calls.append(condition.wishes().holds)
     condition.want(DesiredState.PAUSE)
     condition.want(DesiredState.PAUSE)
@@ -108,7 +129,7 @@ def test_held_polls_are_let_go_once_when_claims_stop() -> None:
 
 
 def test_a_note_informs_and_is_no_fault() -> None:
-    condition = Condition()
+    condition = _settled()
     assert condition.note("storage", "no storage")
     assert not condition.note("storage", "no storage")
     condition.degrade("gpu", "the GPU is gone", frozenset())
@@ -129,7 +150,7 @@ def test_a_note_informs_and_is_no_fault() -> None:
     ],
 )
 def test_who_rests_is_woken_even_when_the_news_came_before(wake: Callable[[Condition], object]) -> None:
-    condition = Condition()
+    condition = _settled()
     condition.degrade("token", "rejected")
     condition.wish(DesiredState.PAUSE)
     mark = condition.mark()
@@ -147,7 +168,7 @@ def test_who_rests_is_woken_even_when_the_news_came_before(wake: Callable[[Condi
 
 
 def test_the_last_ends_are_kept_newest_first() -> None:
-    condition = Condition()
+    condition = _settled()
     for number in range(12):
         job = _job(f"job{number}")
         condition.started(job)
