@@ -1,0 +1,55 @@
+"""A daemon with a bug: run in place of `rvmcv_worker.cli`. The variable FAULT says which, and how often it shows."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rvmcv_worker import cli, final_report
+from rvmcv_worker.jobs.stub import Stub
+from rvmcv_worker.ledger import Ledger
+
+
+class Bug(Exception):
+    """What nobody has thought of."""
+
+
+def _no_thread() -> Exception:
+    return RuntimeError("can't start new thread")
+
+
+#: Where each fault shows, what is raised there, and of which calls.
+_FAULTS: dict[str, tuple[Any, str, Callable[[], Exception], Callable[..., bool]]] = {
+    "no thread": (
+        threading.Thread,
+        "start",
+        _no_thread,
+        lambda thread: thread.name.startswith("job-"),
+    ),
+    "no end": (Stub, "courtesy", Bug, lambda *_: True),
+    "no note of the claim": (Ledger, "claimed", Bug, lambda *_: True),
+    "no settlement": (final_report, "never_ran", Bug, lambda *_: True),
+}
+
+
+def _install(fault: str, times: int) -> None:
+    place, name, error, concerns = _FAULTS[fault]
+    sound = getattr(place, name)
+    shown = 0
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        nonlocal shown
+        if shown < times and concerns(*args):
+            shown += 1
+            raise error()
+        return sound(*args, **kwargs)
+
+    setattr(place, name, faulty)
+
+
+if __name__ == "__main__":
+    kind, _, often = os.environ["FAULT"].partition(":")
+    _install(kind, int(often or 1))
+    cli.main()
