@@ -1,4 +1,4 @@
-"""A daemon with a bug: run in place of `rvmcv_worker.cli`. The variable FAULT says which, and how often it shows."""
+"""A daemon with a bug, in place of `rvmcv_worker.cli`: FAULT says which, and how often it shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rvmcv_worker.jobs.stub import Stub
 from rvmcv_worker.ledger import Ledger
 
 
-class Bug(Exception):
+class BugError(Exception):
     """What nobody has thought of."""
 
 
@@ -28,9 +28,9 @@ _FAULTS: dict[str, tuple[Any, str, Callable[[], Exception], Callable[..., bool]]
         _no_thread,
         lambda thread: thread.name.startswith("job-"),
     ),
-    "no end": (Stub, "courtesy", Bug, lambda *_: True),
-    "no note of the claim": (Ledger, "claimed", Bug, lambda *_: True),
-    "no settlement": (final_report, "never_ran", Bug, lambda *_: True),
+    "no end": (Stub, "courtesy", BugError, lambda *_: True),
+    "no note of the claim": (Ledger, "claimed", BugError, lambda *_: True),
+    "no settlement": (final_report, "never_ran", BugError, lambda *_: True),
 }
 
 
