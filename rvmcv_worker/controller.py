@@ -108,9 +108,19 @@ class Controller:
     # -- the calls -----------------------------------------------------------------------------
 
     def offer(
-        self, lane: str, *, slots: int, gpus_free: int, job_types: Sequence[str], wait_s: int
+        self,
+        lane: str,
+        *,
+        slots: int,
+        gpus_free: int,
+        job_types: Sequence[str],
+        wait_s: int,
+        gpus: int = 0,
     ) -> Offers:
-        """Ask for jobs of a lane; the server holds the answer up to `wait_s`. Raises `PollAbandonedError`."""
+        """Ask for jobs of a lane; the server holds the answer up to `wait_s`. Raises `PollAbandonedError`.
+
+        `gpus` are those that a job may get when it has waited for them; told where they are several.
+        """
         params: dict[str, str | int] = {
             "worker_id": self._worker_id,
             "instance_id": self.instance_id,
@@ -121,6 +131,8 @@ class Controller:
             "job_types": ",".join(job_types),
             "protocol": protocol.PROTOCOL_VERSION,
         }
+        if gpus > 1:
+            params["gpus"] = gpus
         read_s = wait_s + min(_POLL_GRACE_S, self._settings.server.read_timeout_s)
         exchange = self._exchange("GET", "job-status", read_s)
         with self._lock:

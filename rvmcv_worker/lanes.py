@@ -34,6 +34,8 @@ from rvmcv_worker.state import Lane, RunningJob
 _POLL_GAP_S = 1.0
 #: How long a lane waits at its start for RVM-Server's wishes; without them it may well ask for jobs.
 _INTRODUCTION_S = 5.0
+#: While free GPUs are kept for a job that needs more, seconds until it is asked whether it is still next.
+_KEEP_S = 30.0
 #: A job that was refused or did not complete is left alone so long, doubling up to the maximum.
 _REFUSED_S, _REFUSED_MAX_S = 1.0, 300.0
 
@@ -78,6 +80,9 @@ class LaneLoop(threading.Thread):
         self._services = services
         self._refusals = Refusals(services.settings.timing.scale)
         self._fault = f"server-{lane.value}"
+        #: How many GPUs the job needs that is next, and for how long they are kept for it.
+        self._next_gpus, self._keep_until_s = 1, 0.0
+        self._kept = f"kept-{lane.value}"
 
     def run(self) -> None:
         """Poll while there are free slots and nothing forbids claiming."""
@@ -88,9 +93,10 @@ class LaneLoop(threading.Thread):
         backoff = retry.backoff()
         while not condition.stopping.is_set():
             mark = condition.mark()
-            if not self._slots.wait(1.0):
+            if not self._has_room():
                 continue
             if not condition.claims(self.lane, despite="token"):
+                self._keep_for_nobody()
                 condition.rest(self._services.settings.scaled(_POLL_GAP_S), mark)
                 continue
             if self.lane is Lane.BATCH and not self._services.storage.can_store:
@@ -118,6 +124,28 @@ class LaneLoop(threading.Thread):
                 if pause_s > 0:
                     condition.rest(pause_s, mark)
 
+    def _has_room(self) -> bool:
+        """Wait a moment for a place; where a job of several GPUs is next, for all that it needs."""
+        if self._slots.wait(1.0, self._next_gpus):
+            return True
+        return self._slots.free() > 0 and time.monotonic() >= self._keep_until_s
+
+    def _keep_for(self, offer: JobOffer, gpus: int) -> None:
+        """Start no other job before this one, which is next and needs more GPUs than are free.
+
+        RVM-Server offers it as long as it is next and has not gone elsewhere, which is asked now and then.
+        """
+        self._next_gpus = gpus
+        self._keep_until_s = time.monotonic() + self._services.settings.scaled(_KEEP_S)
+        if self._services.condition.note(
+            self._kept, f"{offer.job_id} is next and needs {gpus} GPUs: what is free is kept for it"
+        ):
+            logger.bind(job_id=offer.job_id).info("next, and waits until {} GPUs are free", gpus)
+
+    def _keep_for_nobody(self) -> None:
+        self._next_gpus = 1
+        self._services.condition.note(self._kept, None)
+
     def _degraded(self, error: ControllerError) -> None:
         rejected = isinstance(error, TokenRejectedError)
         source = "token" if rejected else self._fault
@@ -132,14 +160,19 @@ class LaneLoop(threading.Thread):
             self.lane.value,
             slots=self._slots.free(),
             gpus_free=self._slots.gpus_free(),
+            gpus=self._slots.gpus_fit(),
             job_types=sorted(self._job_types),
             wait_s=settings.server.poll_wait_s,
         )
-        claimed = 0
+        claimed, self._next_gpus = 0, 1
         for offer in offers.jobs:
             if not self._services.condition.claims(self.lane, despite="token"):
                 return 0.0  # a pause, a drain or a fault came while the poll was held
             claimed += self._consider(offer)
+            if self._next_gpus > 1:
+                break
+        else:
+            self._keep_for_nobody()
         if claimed:
             return 0.0
         gap_s = settings.scaled(_POLL_GAP_S) - (time.monotonic() - start_s)
@@ -159,7 +192,11 @@ class LaneLoop(threading.Thread):
         if wanted > max(1, self._slots.gpus):
             wrong = f"config.gpus: {wanted} were asked for, this worker has {self._slots.gpus}"
             return self._refuse(offer.job_id, UnsupportedJobError(wrong))
-        if self._left_alone(offer.job_id) or (place := self._slots.take(wanted)) is None:
+        if self._left_alone(offer.job_id):
+            return False
+        if (place := self._slots.take(wanted)) is None:
+            if 1 < wanted <= self._slots.gpus_fit():
+                self._keep_for(offer, wanted)
             return False
         begun = False
         self._services.condition.hold(offer.job_id)

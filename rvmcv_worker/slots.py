@@ -32,14 +32,14 @@ class Slots:
         with self._changed:
             return len({gpu for place in self._usable() for gpu in place})
 
+    def gpus_fit(self) -> int:
+        """How many GPUs one job can get at most while those that are unfit stay so."""
+        return len({gpu for place in self._places for gpu in place} - frozenset(self._unfit()))
+
     def take(self, gpus: int = 1) -> tuple[int, ...] | None:
         """Take a free place, or so many GPUs as one place, or None where that is not to be had now."""
         with self._changed:
-            chosen: list[tuple[int, ...]] = []
-            for place in self._usable():
-                if place not in chosen and len(chosen) < gpus:
-                    chosen.append(place)
-            if len(chosen) < gpus:
+            if not (chosen := self._chosen(gpus)):
                 return None
             for place in chosen:
                 self._free.remove(place)
@@ -52,10 +52,10 @@ class Slots:
             self._free.sort()
             self._changed.notify_all()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for a free place; False when none came in time."""
+    def wait(self, timeout_s: float, gpus: int = 1) -> bool:
+        """Wait until `take` has a place; False when none came in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._usable()), timeout_s)
+            return self._changed.wait_for(lambda: bool(self._chosen(gpus)), timeout_s)
 
     def add(self, places: list[tuple[int, ...]]) -> None:
         """Add places for GPUs that have come; a GPU that is lost keeps its own."""
@@ -63,6 +63,14 @@ class Slots:
             self._places += places
             self._free = sorted(self._free + places)
             self._changed.notify_all()
+
+    def _chosen(self, gpus: int) -> list[tuple[int, ...]]:
+        """Return free places of so many GPUs, or one without; none where there are fewer."""
+        chosen: list[tuple[int, ...]] = []
+        for place in self._usable():
+            if place not in chosen and len(chosen) < gpus:
+                chosen.append(place)
+        return chosen if len(chosen) == gpus else []
 
     def _usable(self) -> list[tuple[int, ...]]:
         unfit = frozenset(self._unfit())

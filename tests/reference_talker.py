@@ -37,6 +37,8 @@ class Talker:
         self.worker_id = f"worker{number}"
         self.instance_id = str(uuid.uuid4())
         self.job_type = job_type or f"type{number}"
+        #: What its worker status says differently.
+        self.status_fields: dict[str, Any] = {}
         self.http = requests.Session()
         self.http.headers.update(headers(server.worker_token))
 
@@ -108,6 +110,7 @@ class Talker:
             "host": {},
             "jobs": {"running": 0, "completed": 0, "failed": 0, "cancelled": 0},
             "leases": [{"job_id": job, "lease_token": token} for job, token in leases.items()],
+            **self.status_fields,
         }
         answer = self.post("worker-status", body)
         assert answer.status_code == 200, answer.text

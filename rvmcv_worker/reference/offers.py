@@ -9,26 +9,30 @@ from sqlalchemy import Integer, Select, Text, bindparam, case, cast, exists, fun
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import active_model
+from rvmcv_worker.reference.gpus import GPUS_LIMIT, placeable
 from rvmcv_worker.reference.jobs import JOB_TABLES, fail_if_exhausted, table_of
 from rvmcv_worker.reference.states import JobStatus
 from rvmcv_worker.reference.tables import Attempt, Job, Seconds, TrainingJob, rank_of
 from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.turn import Turn
 
-#: No worker has more, nor takes a job that asks for more.
-GPUS_LIMIT = 64
 #: After so long a poll that passed a locked job by looks again.
 PASSED_BY_S = 0.1
 
 
 def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
-    """Return up to ``slots`` jobs, the most urgent first, and keep them from other workers for a moment."""
+    """Return up to ``slots`` jobs, the most urgent first, and keep them from other workers for a moment.
+
+    A job that the worker has the GPUs for, but not free now, is offered when it is next, and by itself: the
+    worker then keeps what becomes free for it, or it would wait behind smaller ones for ever.
+    """
     tables = _tables(poll)
     offered = [job for table in tables for job in _take(turn, table, poll)]
     if len(tables) > 1:
         ageing_s = turn.settings.timing.ageing_s
         offered.sort(key=lambda job: (job.created_at / ageing_s - job.priority, job.created_at, job.id))
         del offered[poll.slots :]
+    offered = list(placeable(offered, poll.gpus_free))
     for job in offered:
         job.offered_to = poll.worker_id
         job.offered_until = turn.now + turn.settings.timing.offer_hold_s
@@ -48,7 +52,7 @@ def offer(turn: Turn, poll: wire.Offer) -> list[wire.OfferedJob]:
 def _take(turn: Turn, table: type[Job], poll: wire.Offer) -> list[Job]:
     """Lock up to ``slots`` jobs of one table, passing by those that another poll is being offered."""
     taken: list[Job] = []
-    query = _offerable(table, poll.gpus_free, turn.settings.timing.ageing_s).with_for_update(skip_locked=True)
+    query = _query(turn, table, poll).with_for_update(skip_locked=True)
     while len(taken) < poll.slots:
         # No more than are offered: what is locked for nothing would be withheld from the others.
         limit = poll.slots - len(taken)
@@ -71,7 +75,7 @@ def next_due_s(turn: Turn, poll: wire.Offer) -> float | None:
     """Return in how many seconds a queued job of these types may become free without a word of it."""
     moments: list[float | None] = []
     for table in _tables(poll):
-        query = _offerable(table, poll.gpus_free, turn.settings.timing.ageing_s)
+        query = _query(turn, table, poll)
         if turn.session.scalars(query, _asked(turn, poll, 1, [])).first() is not None:
             # Another transaction has it locked, which may come to nothing.
             return PASSED_BY_S
@@ -90,9 +94,13 @@ def _tables(poll: wire.Offer) -> list[type[Job]]:
     return [table for table in JOB_TABLES if table in wanted]
 
 
+def _query(turn: Turn, table: type[Job], poll: wire.Offer) -> Select[Job]:
+    return _offerable(table, max(poll.gpus_free, poll.gpus), turn.settings.timing.ageing_s)
+
+
 @cache  # to build it takes longer than to run it
-def _offerable(table: type[Job], gpus_free: int, ageing_s: float) -> Select[Job]:
-    too_many = [str(gpus) for gpus in range(max(gpus_free, 1) + 1, GPUS_LIMIT + 1)]
+def _offerable(table: type[Job], gpus: int, ageing_s: float) -> Select[Job]:
+    too_many = [str(count) for count in range(max(gpus, 1) + 1, GPUS_LIMIT + 1)]
     held_by_asker = exists().where(
         Attempt.job_id == table.job_id,
         Attempt.instance_id == bindparam("instance_id"),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from sqlalchemy import select
 
+from rvmcv_worker.reference.gpus import waits_for
 from rvmcv_worker.reference.jobs import attempts_of, queue_position
 from rvmcv_worker.reference.states import JobStatus
 from rvmcv_worker.reference.tables import Attempt, Job, ModelVersion, Worker
@@ -52,6 +53,8 @@ class JobView(JobSummary):
     """Everything that is known of a job."""
 
     queue_position: int | None
+    #: Why no worker is offered it, though it is queued, where the workers are to blame.
+    waits_for: str | None
     config: dict[str, Any]
     progress: dict[str, Any] | None
     history: list[Any]
@@ -125,6 +128,7 @@ def view_of(turn: Turn, job: Job) -> JobView:
     return JobView(
         **summary_of(job).model_dump(),
         queue_position=queue_position(turn, job) if job.status == JobStatus.QUEUED.value else None,
+        waits_for=waits_for(turn, job),
         config=job.config,
         progress=job.progress,
         history=job.history,

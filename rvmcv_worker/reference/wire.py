@@ -45,6 +45,8 @@ class Offer(Request):
     job_types: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_,-]{1,500}$")]
     slots: int = Field(ge=1, le=1000)
     gpus_free: int = Field(0, ge=0, le=64)
+    #: GPUs that work, free or not; a worker that does not say keeps none free for a job.
+    gpus: int = Field(0, ge=0, le=64)
     wait: float = Field(0, ge=0, le=30)
     protocol: int = Field(1, ge=1, le=1)
 

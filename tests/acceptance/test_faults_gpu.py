@@ -86,8 +86,8 @@ def _reasons(server: ReferenceServer) -> str:
     return "\n".join(_status(server).get("reasons", []))
 
 
-def _queue(server: ReferenceServer, **config: Any) -> str:
-    return server.queue_training({"steps": 1, **config}, job_type="stub")
+def _queue(server: ReferenceServer, *, priority: int = 0, **config: Any) -> str:
+    return server.queue_training({"steps": 1, **config}, job_type="stub", priority=priority)
 
 
 def _processing(server: ReferenceServer, job_id: str) -> None:
@@ -313,14 +313,20 @@ def test_two_jobs_have_a_gpu_each_and_one_that_wants_two_waits_for_both(
             _processing(server, job_id)
         assert {found["CUDA_VISIBLE_DEVICES"] for found in _child_environments(two)} == {"0", "1"}
         both = _queue(server, then="hang", gpus=2)
+        after = _queue(server, then="hang")  # could have the GPU that is free first, and does not get it
         server.cancel(side_by_side[0])
-        server.wait_until_final(side_by_side[0], 30)
-        after = _queue(server, then="hang")  # takes the one GPU that is free
-        _processing(server, after)
-        assert server.job(both)["status"] == "queued"
-        for job_id in (side_by_side[1], after):
-            server.cancel(job_id)
+        eventually(
+            lambda: f"{both} is next and needs 2 GPUs: what is free is kept for it" in _reasons(server)
+        )
+        urgent = _queue(
+            server, priority=1
+        )  # goes before it, as soon as it is asked whether that is still next
+        assert server.wait_until_final(urgent, 30)["status"] == "completed"
+        server.cancel(side_by_side[1])
         _processing(server, both)
+        assert server.job(after)["attempts"] == []
+        eventually(lambda: "is next" not in _reasons(server))
+        server.cancel(after)
         assert _child_environment(two)["CUDA_VISIBLE_DEVICES"] == "0,1"
         too_many = _queue(server, device="0,1,2")
         server.cancel(both)

@@ -102,6 +102,71 @@ def test_job_that_needs_more_gpus_is_left_for_others(worker: Talker) -> None:
     assert len(worker.poll(slots=5, gpus_free=2)) == 2
 
 
+def test_a_job_that_has_to_wait_for_gpus_is_offered_alone_once_it_is_next(
+    worker: Talker, server: ReferenceServer, clock: FakeClock
+) -> None:
+    first = worker.queue({"gpus": 1})
+    clock.advance(1)
+    both = worker.queue({"gpus": 2})
+    clock.advance(1)
+    last = worker.queue({"gpus": 1})
+
+    def offered(**poll: int) -> list[str]:
+        return [job["job_id"] for job in worker.poll(**{"slots": 3, "gpus_free": 1, "gpus": 2, **poll})]
+
+    assert offered() == [first]
+    assert offered(gpus_free=2) == [first, both, last]
+    worker.take(first)
+    assert offered() == [both]
+    assert offered(slots=1, gpus_free=0) == [both]
+    # A worker that has no second one, or does not keep any free, goes on with what it can run.
+    assert offered(gpus=1) == offered(gpus=0) == [last]
+    clock.advance(3.1)
+    assert names(Talker(server, worker.job_type)) == [last]
+    clock.advance(3.1)
+    urgent = worker.queue({}, priority=5)
+    assert offered() == [urgent]
+
+
+@pytest.mark.parametrize("gpus", ["2", True, 0, 2.5, None, [2]])
+def test_what_is_no_count_of_gpus_is_for_the_worker_to_refuse(worker: Talker, gpus: object) -> None:
+    job_id = worker.queue({"gpus": gpus})
+    assert names(worker) == [job_id]
+    assert worker.server.job(job_id)["waits_for"] is None
+
+
+def test_a_job_for_which_no_worker_is_large_enough_says_so(
+    worker: Talker, server: ReferenceServer, clock: FakeClock
+) -> None:
+    clock.advance(1000)  # the workers of other tests are away
+    job_id = worker.queue({"gpus": 3})
+    assert server.job(worker.queue())["waits_for"] is None
+    wants = "it asks for 3 GPUs of one worker, and no worker has 3"
+
+    def why() -> object:
+        return server.job(job_id)["waits_for"]
+
+    assert why() == wants
+    worker.status()
+    assert why() == f"{wants}: the largest is {worker.worker_id} with none"
+    other = Talker(server, worker.job_type)
+    gpu = {"index": 0, "name": "a GPU", "memory_total_mb": 1}
+    other.status_fields = {"gpus": [gpu]}
+    other.status()
+    assert why() == f"{wants}: the largest is {other.worker_id} with 1"
+    other.status_fields = {"gpus": [gpu] * 3}
+    other.status()
+    assert why() is None, "it waits for its turn"
+    clock.advance(60)
+    worker.status()
+    away = f"; {other.worker_id}, which had 3, was last seen 60 s ago"
+    assert why() == f"{wants}: the largest is {worker.worker_id} with none{away}"
+    other.status()
+    other.take(job_id)
+    clock.advance(60)
+    assert why() is None, "it does not wait"
+
+
 def test_held_poll_wakes_for_a_new_job(worker: Talker) -> None:
     offered: list[str] = []
     poll = threading.Thread(target=lambda: offered.extend(job["job_id"] for job in worker.poll(wait=30)))

@@ -66,3 +66,15 @@ def test_a_gpu_that_comes_late_brings_its_place() -> None:
     slots.add([(0,), (1,)])
     assert slots.gpus == 2
     assert slots.take(2) == (0, 1)
+
+
+def test_a_job_of_several_gpus_is_waited_for_until_all_of_them_are_free() -> None:
+    unfit: set[int] = set()
+    slots = Slots([(0,), (1,), (0,), (1,)], lambda: unfit)
+    assert [slots.take(), slots.take(), slots.take()] == [(0,), (1,), (0,)]
+    assert (slots.wait(0), slots.wait(0, gpus=2)) == (True, False)
+    slots.give_back((0,))
+    assert slots.wait(0, gpus=2)
+    assert slots.gpus_fit() == 2
+    unfit.add(1)
+    assert (slots.gpus_fit(), slots.wait(0, gpus=2), slots.take(2)) == (1, False, None)
