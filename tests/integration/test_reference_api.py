@@ -252,11 +252,12 @@ def test_job_page_shows_the_error_and_runs_nothing(server: ReferenceServer) -> N
 def test_job_page_says_why_no_worker_gets_the_job(server: ReferenceServer) -> None:
     job_id = Talker(server).queue({"gpus": 60})
     login = {"auth": ("any", server.admin_token), "headers": {}}
-    page = call(server, "GET", "/job", params={"job_id": job_id}, **login).text
-    assert "Waits: it asks for 60 GPUs of one worker, and no worker has 60" in page
-    assert (
-        "Waits:" not in call(server, "GET", "/job", params={"job_id": Talker(server).queue()}, **login).text
+    page, other = (
+        call(server, "GET", "/job", params={"job_id": queued}, **login).text
+        for queued in (job_id, Talker(server).queue())
     )
+    assert "Waits: it asks for 60 GPUs of one worker, and no worker has 60" in page
+    assert "Waits:" not in other
 
 
 def test_jobs_page_warns_of_two_daemons_of_one_name(server: ReferenceServer) -> None:
