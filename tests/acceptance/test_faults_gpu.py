@@ -318,8 +318,6 @@ def test_two_jobs_have_a_gpu_each_and_one_that_wants_two_waits_for_both(
         kept = f"{both} is next and needs 2 GPUs: what is free is kept for it"
         eventually(lambda: kept in _reasons(server))
         urgent = _queue(server, priority=1)  # goes before it, once it is asked whether that is still next
-            server, priority=1
-        )  # goes before it, as soon as it is asked whether that is still next
         assert server.wait_until_final(urgent, 30)["status"] == "completed"
         server.cancel(side_by_side[1])
         _processing(server, both)
