@@ -16,8 +16,6 @@ NO_STORAGE = (
     "no storage: no MinIO keys here and no job-uploads at RVM-Server; trainings keep no checkpoints and"
     " deliver best.pt by upload-model only"
 )
-
-
 #: The same of a lane whose results are too large for a report.
 NO_BATCHES = "batch-inference is not claimed: its results need storage"
 
@@ -29,7 +27,8 @@ def check_storage(services: Services) -> None:
     if condition.note("storage", NO_STORAGE if lacking else None):
         logger.info(NO_STORAGE if lacking else "there is storage for results now")
     if lacking and "batch-inference" in services.settings.worker.job_types:
-        condition.degrade("storage", NO_BATCHES, frozenset({Lane.BATCH}))
+        if condition.degrade("storage", NO_BATCHES, frozenset({Lane.BATCH})):
+            logger.warning(NO_BATCHES)
     else:
         condition.recover("storage")
 

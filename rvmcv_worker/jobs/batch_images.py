@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rvmcv_worker.answers import TokenRejectedError
 from rvmcv_worker.engine_client import Ask, InferResult
 from rvmcv_worker.errors import ImageUnavailableError, InvalidJobError, JobError
+from rvmcv_worker.http_session import ended_by
 from rvmcv_worker.manifest import Entry, Listed
 from rvmcv_worker.transfer import RefusedError
 
@@ -67,7 +68,7 @@ class BatchImages:
     def _through(self, entry: Entry, listed: Listed) -> Outcome:
         attempt = self._attempt
         path = attempt.workspace.in_dir / f"image-{entry.index}"
-        with self._fetching:
+        with self._fetching, ended_by(attempt.interrupt):
             attempt.interrupt.check()
             attempt.services.storage.fetch(
                 listed.url,

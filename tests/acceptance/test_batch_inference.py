@@ -13,10 +13,9 @@ import psutil
 import pytest
 
 from rvmcv_worker.reference.server import ReferenceServer
-from rvmcv_worker.reference.settings import Settings, Timing
 from tests import tiny_model
 from tests.dataset_fixtures import draw
-from tests.file_server import HELD_S, Answer, FileServer, Handler, give, sha256_of
+from tests.file_server import HELD_S, Answer, FileServer, Handler, give, sha256_of, status
 from tests.worker_process import WorkerProcess, eventually, still_alive
 
 pytestmark = pytest.mark.slow
@@ -258,14 +257,32 @@ def test_a_list_that_is_none_ends_the_job(
     server.cancel(job_id)
 
 
-def test_without_storage_no_batch_is_claimed_and_the_worker_says_so(tmp_path: Path, tiny: Path) -> None:
-    settings = Settings(as_today=True, timing=Timing(report_interval_s=0.2))
-    with (
-        ReferenceServer(tmp_path / "server", settings=settings) as server,
-        WorkerProcess(
-            tmp_path / "worker", server, job_types=("batch-inference",), s3_keys=False, scale=0.02
-        ) as worker,
-    ):
-        job_id = server.queue_batch({**ASKED, "images": [{"id": 1, "url": "/a.jpg"}]})
-        eventually(lambda: "batch-inference is not claimed: its results need storage" in worker.log())
-        assert server.job(job_id)["status"] == "queued"
+def test_without_storage_no_batch_is_claimed_and_the_worker_says_so(
+    server: ReferenceServer, tmp_path: Path
+) -> None:
+    api = "/api/v1/cv"
+    with FileServer() as lacking:  # an RVM-Server without job-uploads
+        lacking.on(f"GET {api}/job-status", status(204))
+        lacking.on(f"POST {api}/worker-status", status(200, b"{}", Content_Type="application/json"))
+        extra: dict[str, dict[str, object]] = {"server": {"poll_wait_s": 0}}
+        with WorkerProcess(
+            tmp_path,
+            server,
+            url=lacking.url,
+            job_types=("batch-inference", "stub"),
+            s3_keys=False,
+            scale=0.02,
+            extra=extra,
+        ):
+
+            def told() -> list[dict[str, Any]]:
+                bodies = (seen.body for seen in lacking.calls("POST") if seen.path.endswith("worker-status"))
+                return [said for said in map(json.loads, bodies) if said["reasons"]]
+
+            eventually(told)
+            polls = len(lacking.calls())
+            eventually(lambda: len(lacking.calls()) > polls + 5)
+        assert told()[-1]["claims"] == {"train": True, "infer": False, "batch": False}
+        assert "batch-inference is not claimed: its results need storage" in told()[-1]["reasons"]
+        assert not [seen for seen in lacking.calls() if "lane=batch" in seen.path]
+        assert [seen for seen in lacking.calls() if "lane=train" in seen.path]
