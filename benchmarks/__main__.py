@@ -7,7 +7,17 @@ import sys
 
 from benchmarks import figures
 
-ALL = ("claim_latency", "idle", "queue", "cancel", "recovery", "transfer", "many_workers", "training_parity")
+ALL = (
+    "claim_latency",
+    "idle",
+    "queue",
+    "cancel",
+    "recovery",
+    "transfer",
+    "many_workers",
+    "training_parity",
+    "batch",
+)
 
 
 def main(names: list[str]) -> int:

@@ -13,7 +13,9 @@ from tests.worker_process import WorkerProcess, eventually
 
 
 @contextlib.contextmanager
-def stage(*, job_types: tuple[str, ...] = ("stub",)) -> Iterator[tuple[ReferenceServer, WorkerProcess]]:
+def stage(
+    *, job_types: tuple[str, ...] = ("stub",), extra: dict[str, dict[str, object]] | None = None
+) -> Iterator[tuple[ReferenceServer, WorkerProcess]]:
     """Start both with the intervals of production, and wait until the worker polls."""
     with (
         tempfile.TemporaryDirectory(prefix="rvmcv-bench-") as directory,
@@ -23,7 +25,7 @@ def stage(*, job_types: tuple[str, ...] = ("stub",)) -> Iterator[tuple[Reference
             server,
             scale=1.0,
             job_types=job_types,
-            extra={"server": {"poll_wait_s": 25}, "worker": {"log_level": "INFO"}},
+            extra={"server": {"poll_wait_s": 25}, "worker": {"log_level": "INFO"}, **(extra or {})},
         ) as worker,
     ):
         eventually(server.workers)
