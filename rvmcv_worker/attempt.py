@@ -47,7 +47,7 @@ from rvmcv_worker.protocol import (
 from rvmcv_worker.retry import Retry
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
-from rvmcv_worker.state import Condition, RunningJob
+from rvmcv_worker.state import Condition, Lane, RunningJob
 from rvmcv_worker.storage import PATIENCE_S, Storage
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
@@ -242,6 +242,8 @@ def _reporter(services: Services, job: RunningJob, claim: Claim) -> ProgressRepo
         keep_alive_s=scaled(min(10.0, claim.lease_s / 3)),
         interrupt=job.interrupt,
         state=job.progress,
+        # What is over in milliseconds is told by its end alone.
+        first_s=scaled(claim.report_interval_s) if job.lane is Lane.INFER else 0.0,
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -25,6 +26,9 @@ _CHUNK_BYTES = 1024 * 1024
 #: An unfinished file this old was left by a daemon that was killed.
 _STALE_S = 24 * 3600.0
 
+#: Device, inode, size, times of modification and of change.
+_Identity = tuple[int, int, int, int, int]
+
 
 class ModelStore:
     """A directory of weights, each file named by its sha256 and read-only; safe for several threads.
@@ -37,24 +41,52 @@ class ModelStore:
         self._directory = directory
         self._limit_bytes = limit_bytes
         self._names = directory / "names.json"
+        #: How each file was when this daemon hashed it last and found what its name says.
+        self._verified: dict[str, _Identity] = {}
+        self._verifying = threading.Lock()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
 
     def get(self, sha256: str) -> Path | None:
-        """The file of that hash, hashed again now; None when there is none or it was corrupted."""
+        """The file of that hash; None when there is none or it was corrupted.
+
+        It is hashed, unless the file is the very one, untouched since, that this daemon has hashed before:
+        nothing but root changes a file's content and leaves its time of change. What a disk does to it
+        unasked, `place` finds.
+        """
         path = self._path(sha256)
         try:
-            found = _hash(path)
+            with path.open("rb") as file:
+                if not self._is_verified(sha256, file):
+                    before = _identity(file)
+                    if (found := _hash(file)) != sha256:
+                        path.unlink(missing_ok=True)
+                        logger.warning(
+                            "model store: {} had the bytes of {}: removed, it will be fetched again",
+                            path,
+                            found,
+                        )
+                        return None
+                    self._note_verified(sha256, file, before)
         except FileNotFoundError:
             return None
-        if found != sha256:
-            path.unlink(missing_ok=True)
-            logger.warning(
-                "model store: {} had the bytes of {}: removed, it will be fetched again", path, found
-            )
-            return None
-        os.utime(path)  # the time of its last use, which `trim` goes by
         return path
+
+    def _is_verified(self, sha256: str, file: BinaryIO) -> bool:
+        """Whether the file is the one that was hashed before; if so it counts as used now."""
+        with self._verifying:
+            if known := self._verified.get(sha256) == _identity(file):
+                self._mark_used(sha256, file)
+            return known
+
+    def _note_verified(self, sha256: str, file: BinaryIO, before: _Identity) -> None:
+        with self._verifying:
+            if _identity(file) == before:  # else it was touched meanwhile, and is hashed again the next time
+                self._mark_used(sha256, file)
+
+    def _mark_used(self, sha256: str, file: BinaryIO) -> None:
+        os.utime(file.fileno())  # the time of its last use, which `trim` goes by
+        self._verified[sha256] = _identity(file)
 
     def add(self, file: Path, *, name: str | None = None) -> str:
         """Take a copy of a file, under `name` for when RVM-Server does not know that; returns its sha256."""
@@ -218,9 +250,13 @@ def _copy(source: BinaryIO, target: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _hash(path: Path) -> str:
+def _hash(file: BinaryIO) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
+
+
+def _identity(file: BinaryIO) -> _Identity:
+    info = os.fstat(file.fileno())
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns

@@ -45,14 +45,16 @@ class ProgressReporter:
         keep_alive_s: float,
         interrupt: Interrupt,
         state: dict[str, Any] | None = None,
+        first_s: float = 0.0,
     ) -> None:
-        """`state` is where the newest progress is kept, for others to read."""
+        """`state` is where the newest progress is kept, for others to read, `first_s` how long the first report waits."""
         self._controller = controller
         self._retry = retry
         self._job_id = job_id
         self._lease_token = lease_token
         self._interval_s = interval_s
         self._keep_alive_s = keep_alive_s
+        self._first_s = first_s
         self._interrupt = interrupt
         self._wake = threading.Condition()
         self._sending = threading.Lock()
@@ -127,7 +129,7 @@ class ProgressReporter:
 
     def _run(self) -> None:
         backoff = self._retry.backoff()
-        next_s = time.monotonic()
+        next_s = time.monotonic() + self._first_s
         while True:
             with self._wake:
                 due_s = next_s if self._dirty else next_s + self._keep_alive_s
