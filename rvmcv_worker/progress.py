@@ -47,7 +47,10 @@ class ProgressReporter:
         state: dict[str, Any] | None = None,
         first_s: float = 0.0,
     ) -> None:
-        """`state` is where the newest progress is kept, for others to read, `first_s` how long the first report waits."""
+        """`state` is where the newest progress is kept, for others to read.
+
+        The first report waits `first_s`.
+        """
         self._controller = controller
         self._retry = retry
         self._job_id = job_id
