@@ -51,6 +51,7 @@ def status(services: Services, heartbeat: Heartbeat) -> dict[str, Any]:
         "uptime_s": heartbeat.uptime_s(),
         "server": services.settings.server.url,
         "sandbox": services.sandbox.name,
+        "engines": [engine.model_dump() for engine in services.engines.status()],
         "running": [_running(job) for job in running],
         # Claims on their way, and those that the daemon before left.
         "claiming": sum(row.job_id not in known for row in services.ledger.claims()),

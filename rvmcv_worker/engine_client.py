@@ -10,11 +10,9 @@ import itertools
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rvmcv_worker import workspace
-from rvmcv_worker.engine_answer import Ready
 from rvmcv_worker.engine_files import EngineFiles
 from rvmcv_worker.engine_keeper import EngineKeeper, InferResult, Pending
 from rvmcv_worker.engine_process import Machine
@@ -22,6 +20,7 @@ from rvmcv_worker.engine_wire import Backend, Model, Options, Queue, Request, Se
 from rvmcv_worker.errors import WorkerStoppedError
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.protocol import EngineStatus
 from rvmcv_worker.workspace import Workspace
 
 __all__ = ["Ask", "Engines", "InferResult"]
@@ -69,13 +68,10 @@ class Engines:
         """
         return self._submit(ask, image).future
 
-    def status(self) -> list[dict[str, Any]]:
+    def status(self) -> list[EngineStatus]:
         """Return how each engine that was ever asked is."""
-        return [
-            {"trust": trust.value, **asdict(engine.keeper.shown)}
-            for trust, engine in self._engines.items()
-            if engine.keeper.is_alive()
-        ]
+        engines = self._engines.values()
+        return [engine.keeper.status() for engine in engines if engine.keeper.is_alive()]
 
     def close(self) -> None:
         """End both; what is under way fails as `worker_stopped`."""
@@ -97,7 +93,7 @@ class _Engine:
         self._files = EngineFiles(self._place.in_dir, int(settings.inference.engine_memory_gb * _GB))
         self._lock = threading.Lock()
         self._closed = False
-        self.keeper = EngineKeeper(trust, machine, self._place, on_ready=self._on_ready)
+        self.keeper = EngineKeeper(trust, machine, self._place)
 
     def submit(self, request_id: int, ask: Ask, image: bytes) -> Pending:
         self._begin()
@@ -121,9 +117,6 @@ class _Engine:
     def _backend(self) -> Backend:
         return Backend("torch-cpu", "fp32")
 
-    def _on_ready(self, ready: Ready) -> None:
-        pass
-
     def _begin(self) -> None:
         """Make the directories and start the thread, once, when the first request comes."""
         with self._lock:
@@ -138,6 +131,8 @@ class _Engine:
 
     def close(self) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
         self.keeper.close()
         workspace.wipe(self._place.root)

@@ -13,7 +13,6 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +31,7 @@ from rvmcv_worker.errors import (
     from_code,
 )
 from rvmcv_worker.logs import redact
+from rvmcv_worker.protocol import EngineStatus
 from rvmcv_worker.workspace import Workspace
 
 #: How often a running engine's memory and the clocks of its requests are looked at, in seconds.
@@ -73,33 +73,19 @@ class Pending:
         self.future.cancel()
 
 
-@dataclass
-class EngineState:
-    """An engine as others see it; written by its keeper alone."""
-
-    state: str = "stopped"  #: ``stopped``, ``starting``, ``idle``, ``busy``
-    device: str | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
-    in_flight: int = 0
-    answered: int = 0
-    #: How often it was replaced, for whatever reason.
-    replaced: int = 0
-    memory_bytes: int = 0
-
-
 class EngineKeeper(threading.Thread):
     """One trust class's engine."""
 
-    def __init__(
-        self, trust: Trust, machine: Machine, place: Workspace, *, on_ready: Callable[[Ready], None]
-    ) -> None:
+    def __init__(self, trust: Trust, machine: Machine, place: Workspace) -> None:
         super().__init__(name=f"engine-{trust.value}", daemon=True)
-        self.shown = EngineState()
+        #: The libraries and device of the engine that was ready last; None until one was.
+        self.ready: Ready | None = None
+        self._answered = 0
+        self._replaced = 0
         self._trust = trust
         self._machine = machine
         self._settings = machine.settings.inference
         self._place = place
-        self._on_ready = on_ready
         self._inbox: collections.deque[Pending] = collections.deque()
         self._closing = threading.Event()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -120,6 +106,22 @@ class EngineKeeper(threading.Thread):
         """Have a request answered; its future is told."""
         self._inbox.append(pending)
         os.eventfd_write(self._wake_fd, 1)
+
+    def status(self) -> EngineStatus:
+        """Return how the engine is at this moment; for any thread."""
+        engine, in_flight = self._engine, len(self._in_flight) + len(self._waiting) + len(self._suspects)
+        state = "stopped"
+        if engine:
+            state = "starting" if not self._is_ready else "busy" if in_flight else "idle"
+        return EngineStatus(
+            trust=self._trust.value,
+            state=state,
+            device=self.ready.device if engine and self.ready else None,
+            in_flight=in_flight,
+            answered=self._answered,
+            replaced=self._replaced,
+            memory_mb=engine.memory_bytes // 1024**2 if engine else 0,
+        )
 
     def close(self) -> None:
         """End the engine; what is under way fails as `worker_stopped`."""
@@ -151,7 +153,6 @@ class EngineKeeper(threading.Thread):
     def _step(self) -> None:
         self._take_in()
         self._send()
-        self._show()
         for key, _ in self._selector.select(_TICK_S if self._engine else None):
             key.data()
         if self._engine:
@@ -223,8 +224,7 @@ class EngineKeeper(threading.Thread):
 
     def _take_ready(self, ready: Ready) -> None:
         self._is_ready = True
-        self.shown.device, self.shown.versions = ready.device, ready.versions
-        self._on_ready(ready)
+        self.ready = ready
 
     def _take_said(self, said: Said, payload: bytes) -> None:
         pending = self._in_flight.get(said.id)
@@ -239,7 +239,7 @@ class EngineKeeper(threading.Thread):
         if said.ok:
             result, picture = engine_answer.read_result(payload, said.picture_bytes, pending.request.options)
             self._forget(pending)
-            self.shown.answered += 1
+            self._answered += 1
             pending.future.set_result(InferResult(result, picture))
         else:
             error = said.to_error()
@@ -258,7 +258,6 @@ class EngineKeeper(threading.Thread):
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + _TICK_S
             engine.check()
-            self.shown.memory_bytes = engine.memory_bytes
         if not self._is_ready:
             self._check_silence(now_s, self._settings.load_timeout_s, "did not get ready")
         elif not self._in_flight:
@@ -291,7 +290,7 @@ class EngineKeeper(threading.Thread):
         logger.warning("the {} engine is replaced: {}", self._trust.value, redact(str(fault)))
         was_ready, gpu_lost = self._is_ready, fault.error.code == "worker_unfit"
         self._end()
-        self.shown.replaced += 1
+        self._replaced += 1
         under_way = list(self._in_flight.values())
         self._in_flight.clear()
         if self._alone and not gpu_lost:
@@ -311,7 +310,6 @@ class EngineKeeper(threading.Thread):
             self._engine.end()
             self._engine = None
         self._is_ready = False
-        self.shown.memory_bytes = 0
 
     def _fail_all(self, error: JobError) -> None:
         """Fail whatever is under way or waits, each with an error of its own."""
@@ -323,13 +321,3 @@ class EngineKeeper(threading.Thread):
         for pending in waiting:
             if pending.future.running() or pending.future.set_running_or_notify_cancel():
                 pending.future.set_exception(from_code(error.code, error.message))
-
-    def _show(self) -> None:
-        shown = self.shown
-        shown.in_flight = len(self._in_flight) + len(self._waiting) + len(self._suspects)
-        if self._engine is None:
-            shown.state, shown.device = "stopped", None
-        elif not self._is_ready:
-            shown.state = "starting"
-        else:
-            shown.state = "busy" if shown.in_flight else "idle"

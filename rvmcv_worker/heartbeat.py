@@ -151,6 +151,7 @@ class Heartbeat(threading.Thread):
                 workspace_gb=round(services.work_usage.last.bytes / _GB, 3),
             ),
             jobs=condition.totals(outbox=len(services.ledger.outbox())),
+            engines=services.engines.status(),
             leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],
         )
 

@@ -356,6 +356,18 @@ class JobTotals(Sent):
     outbox: int = 0  #: final reports that wait to be delivered
 
 
+class EngineStatus(Sent):
+    """An inference engine that was asked something since the worker started."""
+
+    trust: str  #: ``approved`` or ``other``: whose models it runs
+    state: str  #: ``stopped``, ``starting``, ``idle``, ``busy``
+    device: str | None = None  #: ``cpu``, or a GPU; None while it is stopped
+    in_flight: Annotated[int, Field(ge=0)] = 0  #: images that are asked about now
+    answered: Annotated[int, Field(ge=0)] = 0
+    replaced: Annotated[int, Field(ge=0)] = 0  #: how often it failed and a fresh one took its place
+    memory_mb: Annotated[int, Field(ge=0)] = 0
+
+
 class LeaseRef(Sent):
     """A lease that the worker holds and wants renewed."""
 
@@ -377,6 +389,7 @@ class WorkerStatus(Sent):
     gpus: list[GpuStatus] = []
     host: HostStatus = HostStatus()
     jobs: JobTotals = JobTotals()
+    engines: list[EngineStatus] = []
     leases: list[LeaseRef] = []
 
 

@@ -19,6 +19,8 @@ def lines(status: dict[str, Any]) -> Iterator[str]:
     yield f"claims jobs of: {claims or 'no lane'}"
     for reason in status["reasons"]:
         yield f"note: {escape(reason)}"
+    for engine in status["engines"]:
+        yield engine_line(engine)
     yield waiting(status)
     for job in status["running"]:
         yield f"  {job_line(job)}"
@@ -37,6 +39,19 @@ def waiting(status: dict[str, Any]) -> str:
         parts.append(f"{status['claiming']} being claimed or settled")
     parts.append(f"{status['outbox']} final reports to deliver")
     return "jobs: " + ", ".join(parts)
+
+
+def engine_line(engine: dict[str, Any]) -> str:
+    """Return how an inference engine is, in one line."""
+    parts = [engine["state"] + (f" on {escape(engine['device'])}" if engine["device"] else "")]
+    if engine["in_flight"]:
+        parts.append(f"{engine['in_flight']} images in it")
+    parts.append(f"{engine['answered']} answered")
+    if engine["replaced"]:
+        parts.append(f"replaced {engine['replaced']} times")
+    if engine["memory_mb"]:
+        parts.append(f"{engine['memory_mb']} MB")
+    return f"engine for {engine['trust']} models: {', '.join(parts)}"
 
 
 def job_line(job: dict[str, Any]) -> str:

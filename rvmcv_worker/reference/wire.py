@@ -222,6 +222,18 @@ class JobCounts(Request):
     outbox: int = Field(0, ge=0)
 
 
+class Engine(Request):
+    """An inference engine of the worker."""
+
+    trust: Literal["approved", "other"]
+    state: Literal["stopped", "starting", "idle", "busy"]
+    device: str | None = Field(None, max_length=200)
+    in_flight: int = Field(0, ge=0)
+    answered: int = Field(0, ge=0)
+    replaced: int = Field(0, ge=0)
+    memory_mb: int = Field(0, ge=0)
+
+
 class Lease(Request):
     """A job that the worker says it holds."""
 
@@ -251,6 +263,7 @@ class WorkerStatus(Request):
     gpus: list[Gpu] = Field(default_factory=list)
     host: Host
     jobs: JobCounts
+    engines: list[Engine] = Field(default_factory=list, max_length=10)
     leases: list[Lease] = Field(default_factory=list)
 
 
