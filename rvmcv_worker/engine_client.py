@@ -46,6 +46,7 @@ class Engines:
     """Both engines; safe for several threads."""
 
     def __init__(self, machine: Machine, store: ModelStore) -> None:
+        self.store = store
         self._ids = itertools.count(1)
         self._engines = {trust: _Engine(trust, machine, store) for trust in Trust}
 
