@@ -36,6 +36,7 @@ from rvmcv_worker.errors import DiskQuotaError, InternalError, JobError
 TASKS = {
     "prepare": "rvmcv_worker.compute.datasets",
     "check_model": "rvmcv_worker.compute.check_model",
+    "export_model": "rvmcv_worker.compute.export",
     "train_yolo11": "rvmcv_worker.compute.yolo11_train",
     "engine": "rvmcv_worker.compute.engine",
     "stub": "rvmcv_worker.compute.stub",

@@ -21,6 +21,7 @@ from ultralytics.utils import nms, ops
 import torchvision  # noqa: F401  isort: skip
 
 from rvmcv_worker.compute import backends, checkpoint, ultralytics_env
+from rvmcv_worker.compute.backends import Raw
 from rvmcv_worker.compute.found import Found
 from rvmcv_worker.engine_wire import Backend
 from rvmcv_worker.errors import ModelInvalidError
@@ -44,11 +45,20 @@ class Detector:
         self.label_task = label_task
         #: Edge of the letterboxed image in pixels.
         self.imgsz = imgsz or own_imgsz(yolo)
-        self.backend = backend.name
-        self.precision = backend.precision
+        self.session_backend = backend
         self.device = device
         self._session = backends.open_session(backend, yolo.model, device)
         self._letterbox = LetterBox((self.imgsz, self.imgsz), auto=True, stride=STRIDE)
+
+    @property
+    def backend(self) -> str:
+        """The name of what runs it, as in `Backend`."""
+        return self.session_backend.name
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as in `Backend`."""
+        return self.session_backend.precision
 
     @property
     def memory_bytes(self) -> int:
@@ -89,6 +99,12 @@ class Detector:
                 image = images[start + number]
                 found.append(_found(rows, prototypes, batch[number].shape[:2], image.shape[:2], masks))
         return found
+
+    def raw(self, image: NDArray[np.uint8]) -> Raw:
+        """Return what the network says of one image, on the CPU and to keep."""
+        raw = self._session.run([self._letterbox(image=image)])
+        prototypes = None if raw.prototypes is None else raw.prototypes.cpu().clone()
+        return Raw(raw.predictions.cpu().clone(), prototypes)
 
     def try_out(self) -> None:
         """Raise `ModelInvalidError` unless one picture goes through and comes out as numbers."""

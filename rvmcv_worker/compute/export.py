@@ -1,0 +1,32 @@
+"""The child that exports one model and says which backend runs it fastest.
+
+A model of a stranger's goes through compilers of several makers here: it has this process for itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rvmcv_worker.compute import ultralytics_env
+from rvmcv_worker.compute.child import Child
+
+
+def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
+    """Try ``job["candidates"]`` on ``job["model"]``, at ``imgsz`` or the model's own, on ``device``.
+
+    Returns ``chosen`` (``backend``, ``precision``), ``files`` of the child's directory that it needs (``name``,
+    ``size_bytes``, ``sha256``), ``measured`` (for each backend and precision its ``ms`` an image, ``parity``
+    with torch in fp32, and ``worst``, the largest differences, or the ``error``) and ``imgsz``.
+    """
+    ultralytics_env.isolate(child.directory)
+    from rvmcv_worker.compute.backend_choice import Choice
+
+    ultralytics_env.require_safe_load()
+    choice = Choice(
+        model=child.root / job["model"],
+        directory=child.directory,
+        imgsz=job.get("imgsz"),
+        device=str(job.get("device", "cpu")),
+        check_stop=child.check_stop,
+    )
+    return choice.among(job["candidates"])
