@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Collection
@@ -22,6 +23,8 @@ from rvmcv_worker.partial_file import new_file
 from rvmcv_worker.storage import Storage
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: Directory of what was made of the weights, each entry named ``<sha256 of the weights>-…``.
+EXPORTS = "exports"
 _CHUNK_BYTES = 1024 * 1024
 #: An unfinished file this old was left by a daemon that was killed.
 _STALE_S = 24 * 3600.0
@@ -93,7 +96,7 @@ class ModelStore:
         part = self._part()
         try:
             with file.open("rb") as source, new_file(part) as target:
-                sha256 = _copy(source, target)
+                sha256 = copy_hashed(source, target)
             self._take_in(part, sha256)
         finally:
             part.unlink(missing_ok=True)
@@ -152,7 +155,7 @@ class ModelStore:
                 f"the model {sha256} is no longer in the worker's store; try again"
             ) from None
         with source, new_file(dest) as target:
-            found = _copy(source, target)
+            found = copy_hashed(source, target)
         if found != sha256:
             dest.unlink()
             path.unlink(missing_ok=True)
@@ -162,14 +165,18 @@ class ModelStore:
             )
 
     def trim(self, *, keep: Collection[str] = (), limit_bytes: int | None = None) -> list[str]:
-        """Remove the least recently used until the limit is kept, but the last used; returns what went."""
+        """Remove the least recently used until the limit is kept, but the last used; returns what went.
+
+        What was exported of weights counts with them, and goes with them.
+        """
         limit_bytes = self._limit_bytes if limit_bytes is None else limit_bytes
         self._remove_stale()
         held = []
         for path in self._directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if _SHA256.fullmatch(path.name):
-                    held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+                    size_bytes = path.stat().st_size + self._exported_bytes(path.name)
+                    held.append((path.stat().st_mtime_ns, size_bytes, path))
         held.sort()
         total_bytes = sum(size_bytes for _, size_bytes, _ in held)
         removed = []
@@ -181,9 +188,19 @@ class ModelStore:
             path.unlink(missing_ok=True)
             total_bytes -= size_bytes
             removed.append(path.name)
+        for directory in (self._directory / EXPORTS).glob("[0-9a-f]*-*"):
+            if not (self._directory / directory.name.partition("-")[0]).exists():
+                shutil.rmtree(directory, ignore_errors=True)
         if removed:
             logger.info("model store: {} models removed, the limit is {} bytes", len(removed), limit_bytes)
         return removed
+
+    def _exported_bytes(self, sha256: str) -> int:
+        total_bytes = 0
+        for file in (self._directory / EXPORTS).glob(f"{sha256}-*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                total_bytes += file.stat().st_size
+        return total_bytes
 
     def _path(self, sha256: str) -> Path:
         if not _SHA256.fullmatch(sha256):
@@ -241,7 +258,7 @@ def _expected(wanted: str, expected_sha256: str | None) -> str | None:
     return expected or by_hash
 
 
-def _copy(source: BinaryIO, target: BinaryIO) -> str:
+def copy_hashed(source: BinaryIO, target: BinaryIO) -> str:
     """Copy to the end; returns the sha256 of what was copied."""
     digest = hashlib.sha256()
     while chunk := source.read(_CHUNK_BYTES):

@@ -8,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rvmcv_worker.compute import backends, checkpoint, onnx_export, parity, warmup
 from rvmcv_worker.compute.detector import Detector, open_detector
@@ -29,15 +27,7 @@ PRECISIONS = {
 }
 _GPU = frozenset({"tensorrt", "torch-cuda"})
 #: Times that each picture goes through; the quickest counts, for others use the machine meanwhile.
-_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A backend that passed."""
-
-    backend: Backend
-    ms: float
+_ROUNDS = 5
 
 
 @dataclass
@@ -65,18 +55,23 @@ class Choice:
         pictures = warmup.pictures(reference.imgsz, lambda picture: _best_score(reference, picture))
         told = [reference.raw(picture) for picture in pictures]
 
-        passed = [self._measure(reference, pictures, told)]
+        opened = [reference]
+        self._compare(reference, pictures, told)
         for name in names:
             for precision in PRECISIONS[name]:
                 self.check_stop()
-                if f"{name} {precision}" in self.measured:
-                    continue
-                trial = self._try(name, precision, reference, pictures, told)
-                if trial is not None:
-                    passed.append(trial)
+                if _name(Backend(name, precision)) in self.measured:
                     break
-        wanted = [trial for trial in passed if trial.backend.name in names] or passed
-        chosen = min(wanted, key=lambda trial: trial.ms).backend
+                detector = self._try(Backend(name, precision), reference, pictures, told)
+                if detector is not None:
+                    opened.append(detector)
+                    if self.measured[_name(detector.runs_on)]["parity"]:
+                        break
+        self._time(opened, pictures)
+
+        passed = [detector.runs_on for detector in opened if self.measured[_name(detector.runs_on)]["parity"]]
+        wanted = [backend for backend in passed if backend.name in names] or [reference.runs_on]
+        chosen = min(wanted, key=lambda backend: float(self.measured[_name(backend)]["ms"]))
         return {
             "chosen": {"backend": chosen.name, "precision": chosen.precision},
             "files": [_told(Path(chosen.path))] if chosen.path else [],
@@ -86,63 +81,72 @@ class Choice:
 
     def _try(
         self,
-        name: str,
-        precision: str,
+        backend: Backend,
         reference: Detector,
         pictures: list[warmup.Picture],
         told: list[backends.Raw],
-    ) -> _Trial | None:
-        """Return the trial of a backend, or None where it is not to be used; `measured` says why."""
+    ) -> Detector | None:
+        """Return the backend's detector, compared; None where it does not run, and `measured` says why."""
         try:
-            if (name in _GPU) != (self.device != "cpu"):
-                raise UnsupportedJobError(f"{name} does not run on the device {self.device!r}")
-            if (name, precision) == ("openvino", "bf16") and not backends.openvino_has_bf16():
+            if (backend.name in _GPU) != (self.device != "cpu"):
+                raise UnsupportedJobError(f"{backend.name} does not run on the device {self.device!r}")
+            if (backend.name, backend.precision) == ("openvino", "bf16") and not backends.openvino_has_bf16():
                 raise UnsupportedJobError("this CPU does not compute in bf16")
-            detector = self._open(Backend(name, precision, self._export(name, precision, reference)))
-            trial = self._measure(detector, pictures, told)
+            detector = self._open(replace(backend, path=self._export(backend, reference)))
+            self._compare(detector, pictures, told)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the others are still there
-            self.measured[f"{name} {precision}"] = {"ms": None, "parity": False, "error": str(error)[:500]}
+            self.measured[_name(backend)] = {"ms": None, "parity": False, "error": str(error)[:500]}
             return None
-        return trial if self.measured[f"{name} {precision}"]["parity"] else None
+        return detector
 
     def _open(self, backend: Backend) -> Detector:
         return open_detector(self.model, backend, imgsz=self.imgsz, device=self.device)
 
-    def _export(self, name: str, precision: str, reference: Detector) -> str | None:
+    def _export(self, backend: Backend, reference: Detector) -> str | None:
         """Return the file that the backend runs, written if it is not there; None for torch."""
-        if name.startswith("torch"):
+        if backend.name.startswith("torch"):
             return None
         onnx = self.directory / "model.onnx"
         if not onnx.exists():
             yolo, _, _ = checkpoint.open_yolo11_of_any_task(self.model)
             onnx_export.write_onnx(yolo.model, onnx)
-        if name != "tensorrt":
+        if backend.name != "tensorrt":
             return str(onnx)
         engine = self.directory / "model.engine"
         onnx_export.write_engine(
             onnx,
             engine,
-            precision=precision,
+            precision=backend.precision,
             imgsz=reference.imgsz,
             names=reference.names,
             task=reference.label_task,
         )
         return str(engine)
 
-    def _measure(
-        self, detector: Detector, pictures: list[warmup.Picture], told: list[backends.Raw]
-    ) -> _Trial:
+    def _compare(self, detector: Detector, pictures: list[warmup.Picture], told: list[backends.Raw]) -> None:
         compared = parity.Comparison()
         for picture, expected in zip(pictures, told, strict=True):
             compared += parity.compare(expected, detector.raw(picture), classes=len(detector.names))
-        ms = sum(_quickest_ms(detector, picture) for picture in pictures) / len(pictures)
         worst = asdict(compared)
-        self.measured[f"{detector.backend} {detector.precision}"] = {
-            "ms": round(ms, 2),
-            "parity": worst.pop("passed"),
-            "worst": {key: round(value, 5) for key, value in worst.items()},
-        }
-        return _Trial(detector.session_backend, ms)
+        passed = worst.pop("passed")
+        worst = {key: round(value, 5) for key, value in worst.items()}
+        self.measured[_name(detector.runs_on)] = {"ms": None, "parity": passed, "worst": worst}
+
+    def _time(self, detectors: list[Detector], pictures: list[warmup.Picture]) -> None:
+        """Take turns, so that what else the machine does meanwhile slows all of them down."""
+        quickest_ms = {_name(detector.runs_on): [float("inf")] * len(pictures) for detector in detectors}
+        for _ in range(_ROUNDS):
+            for detector in detectors:
+                self.check_stop()
+                times_ms = quickest_ms[_name(detector.runs_on)]
+                for number, picture in enumerate(pictures):
+                    times_ms[number] = min(times_ms[number], _detect_ms(detector, picture))
+        for name, times_ms in quickest_ms.items():
+            self.measured[name]["ms"] = round(sum(times_ms) / len(times_ms), 3)
+
+
+def _name(backend: Backend) -> str:
+    return f"{backend.name} {backend.precision}"
 
 
 def _best_score(detector: Detector, picture: warmup.Picture) -> float:
@@ -150,22 +154,11 @@ def _best_score(detector: Detector, picture: warmup.Picture) -> float:
     return float(scores.max())
 
 
-def _quickest_ms(detector: Detector, picture: warmup.Picture) -> float:
-    """Return how long the picture takes, in and out, when its shape is known already."""
-    times_ms = []
-    for _ in range(_ROUNDS):
-        start_s = time.perf_counter()
-        detector.detect(
-            [picture],
-            confidence=parity.CONFIDENCE,
-            iou=parity.IOU,
-            max_detections=300,
-            masks=False,
-        )
-        if detector.device != "cpu":
-            torch.cuda.synchronize()
-        times_ms.append((time.perf_counter() - start_s) * 1000)
-    return min(times_ms)
+def _detect_ms(detector: Detector, picture: warmup.Picture) -> float:
+    """Return how long one picture takes, from pixels to boxes."""
+    start_s = time.perf_counter()
+    detector.detect([picture], confidence=parity.CONFIDENCE, iou=parity.IOU, max_detections=300, masks=False)
+    return (time.perf_counter() - start_s) * 1000
 
 
 def _told(path: Path) -> dict[str, Any]:

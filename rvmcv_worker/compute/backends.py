@@ -49,8 +49,6 @@ class Session(Protocol):
 
     #: Whether several images may go through at once; a session that says no is given one at a time.
     batches: bool
-    #: What the weights take of the device's memory.
-    weights_bytes: int
 
     def run(self, images: Sequence[Letterboxed]) -> Raw:
         """Run images of one shape."""
@@ -68,11 +66,6 @@ class TorchSession:
         self._network.eval()
         self._device = device
         self.batches = device.type == "cuda"
-        self.weights_bytes = (
-            model.stat().st_size
-            if isinstance(model, Path)
-            else sum(weight.numel() * weight.element_size() for weight in self._network.parameters())
-        )
 
     @torch.inference_mode()
     def run(self, images: Sequence[Letterboxed]) -> Raw:
@@ -108,8 +101,8 @@ def _threads(count: int | None) -> Iterator[None]:
 class OpenVinoSession:
     """OpenVINO on a CPU, from an ONNX file.
 
-    The network is compiled once, for all shapes: a new shape costs its first image some 20 ms, where a network
-    compiled for each costs 170 and then gains 2. Pixels go in as they are, the rest is compiled in.
+    The network is compiled once, for all shapes: a new one costs its first image some 20 ms, where a network
+    compiled for it costs 170 and then gains 2. Pixels go in as they are, the rest is compiled in.
     """
 
     batches = False
@@ -125,7 +118,6 @@ class OpenVinoSession:
         steps.input().model().set_layout(openvino.Layout("NCHW"))
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISION[precision]}
         self._request = core.compile_model(steps.build(), "CPU", hints).create_infer_request()
-        self.weights_bytes = export.stat().st_size
 
     def run(self, images: Sequence[Letterboxed]) -> Raw:
         """Run images of one shape; what it returns is overwritten by the next call."""
@@ -141,7 +133,6 @@ class OnnxRuntimeSession:
     def __init__(self, export: Path) -> None:
         onnxruntime = _import("onnxruntime")
         self._session = onnxruntime.InferenceSession(export, providers=["CPUExecutionProvider"])
-        self.weights_bytes = export.stat().st_size
 
     def run(self, images: Sequence[Letterboxed]) -> Raw:
         """Run images of one shape."""

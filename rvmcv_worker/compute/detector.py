@@ -45,31 +45,28 @@ class Detector:
         self.label_task = label_task
         #: Edge of the letterboxed image in pixels.
         self.imgsz = imgsz or own_imgsz(yolo)
-        self.session_backend = backend
+        self.runs_on = backend
         self.device = device
         self._session = backends.open_session(backend, yolo.model, device)
+        #: What it takes of the device's memory, estimated.
+        self.memory_bytes = _memory_bytes(yolo, self.imgsz)
         self._letterbox = LetterBox((self.imgsz, self.imgsz), auto=True, stride=STRIDE)
 
     @property
     def backend(self) -> str:
         """The name of what runs it, as in `Backend`."""
-        return self.session_backend.name
+        return self.runs_on.name
 
     @property
     def precision(self) -> str:
         """What it computes in, as in `Backend`."""
-        return self.session_backend.precision
-
-    @property
-    def memory_bytes(self) -> int:
-        """What it takes of the device's memory, estimated."""
-        return self._session.memory_bytes
+        return self.runs_on.precision
 
     def letterboxed(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) of what an image of that size becomes; equal ones may go together."""
         fit = self._letterbox.get_params({"img": np.empty((height, width, 0), np.uint8)})
         new_width, new_height = fit["new_unpad"]
-        return new_width + fit["left"] + fit["right"], new_height + fit["top"] + fit["bottom"]
+        return int(new_width + fit["left"] + fit["right"]), int(new_height + fit["top"] + fit["bottom"])
 
     @torch.inference_mode()
     def detect(
@@ -135,6 +132,16 @@ def own_imgsz(yolo: YOLO) -> int:
     imgsz = yolo.overrides.get("imgsz")
     edge = imgsz if isinstance(imgsz, int) and 0 < imgsz <= 4096 else DEFAULT_IMGSZ
     return -(-edge // STRIDE) * STRIDE
+
+
+def _memory_bytes(yolo: YOLO, imgsz: int) -> int:
+    """Estimate from what was measured: the weights twice, and of the layers' outputs what is largest first.
+
+    A YOLO11n on OpenVINO in fp32 takes 85 MB at 640 px and 240 MB at 1280; torch and ONNX Runtime take less.
+    """
+    parameters: int = sum(parameter.numel() for parameter in yolo.model.parameters())
+    first_channels = int(yolo.model.model[0].conv.out_channels)
+    return 2 * 4 * parameters + 10 * first_channels * imgsz**2
 
 
 def _found(

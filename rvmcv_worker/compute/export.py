@@ -14,9 +14,9 @@ from rvmcv_worker.compute.child import Child
 def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     """Try ``job["candidates"]`` on ``job["model"]``, at ``imgsz`` or the model's own, on ``device``.
 
-    Returns ``chosen`` (``backend``, ``precision``), ``files`` of the child's directory that it needs (``name``,
-    ``size_bytes``, ``sha256``), ``measured`` (for each backend and precision its ``ms`` an image, ``parity``
-    with torch in fp32, and ``worst``, the largest differences, or the ``error``) and ``imgsz``.
+    Returns what is ``chosen`` (``backend``, ``precision``), the ``files`` of the child's directory that it needs
+    (``name``, ``size_bytes``, ``sha256``), the ``imgsz``, and under ``name precision`` what was ``measured``:
+    ``ms`` an image, ``parity`` with torch in fp32, and ``worst``, the largest differences, or the ``error``.
     """
     ultralytics_env.isolate(child.directory)
     from rvmcv_worker.compute.backend_choice import Choice

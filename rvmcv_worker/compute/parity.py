@@ -109,7 +109,8 @@ def _kept(raw: Raw, classes: int) -> torch.Tensor:
     _, kept = nms.non_max_suppression(
         raw.predictions.float(), CONFIDENCE, IOU, max_det=_MAX_DETECTIONS, nc=classes, return_idxs=True
     )
-    return kept[0].flatten().long()
+    anchors: torch.Tensor = kept[0].flatten().long()
+    return anchors
 
 
 def _masks(

@@ -1,4 +1,4 @@
-"""Pictures on which a detector is warmed up, timed and compared: drawn, since there are no others of its own."""
+"""Pictures on which a detector is warmed up, timed and compared: drawn, since it brings none of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRAWN, _KEPT = 4, 2
 def pictures(imgsz: int, score: Callable[[Picture], float]) -> list[Picture]:
     """Return the pictures, of those drawn, in which a model sees most; `score` asks it for its best score.
 
-    The same model always gets the same ones. They need no scaling: a pixel of one is a pixel of the network's.
+    The same model always gets the same ones. They need no scaling: a pixel of theirs is one of the network's.
     """
     kept: list[Picture] = []
     for width, height in _SHAPES:
