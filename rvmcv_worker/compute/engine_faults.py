@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from rvmcv_worker.compute.training_faults import is_out_of_gpu_memory, without_root
 from rvmcv_worker.errors import InternalError, JobError, OutOfGpuMemoryError, OutOfMemoryError
@@ -13,6 +15,36 @@ _MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "Insufficient mem
 #: Longest message that is told, in characters; the log has all of it.
 _MAX_MESSAGE = 2000
 
+DoneT = TypeVar("DoneT")
+
+
+class GpuBrokenError(Exception):
+    """The process can use its GPU no more: every call fails from here on."""
+
+
+def attempt(work: Callable[[], DoneT], make_room: Callable[[], None], root: Path) -> DoneT:
+    """Do `work`; where memory is short, once more after `make_room`.
+
+    Raises the request's `JobError`, or `GpuBrokenError`. Messages tell paths without `root`.
+    """
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - whatever it was becomes the request's error
+        if not is_out_of_memory(_behind(error)):
+            raise explain(error, root) from None
+    # Not in the handler: its traceback keeps alive what the attempt had in memory.
+    make_room()
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - as above
+        raise explain(_behind(error), root) from None
+
+
+def _behind(error: Exception) -> Exception:
+    """Return the shortage of memory that made a loader call a checkpoint bad, if it was one."""
+    cause = error.__cause__
+    return cause if isinstance(cause, Exception) and is_out_of_memory(cause) else error
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was short, of the GPU or of the machine; with other models dropped it may suffice."""
@@ -20,13 +52,8 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or texts or is_out_of_gpu_memory(error)
 
 
-def is_gpu_broken(error: Exception) -> bool:
-    """Whether the process can use its GPU no more: after such an error every call fails."""
-    return "CUDA error" in str(error) and not is_out_of_gpu_memory(error)
-
-
 def explain(error: Exception, root: Path) -> JobError:
-    """Return the request's error; an unknown one is printed and `internal`. Paths are told without `root`."""
+    """Return the request's error; an unknown one is printed and `internal`."""
     if isinstance(error, JobError):
         return error
     if is_out_of_gpu_memory(error):
@@ -39,6 +66,8 @@ def explain(error: Exception, root: Path) -> JobError:
             "memory does not hold this image's inference, not even with no other model loaded; "
             "use a smaller image, img_size or model"
         )
+    if "CUDA error" in str(error):
+        raise GpuBrokenError(str(error)) from error
     traceback.print_exception(error)
     text = f"{type(error).__name__} in the engine: {without_root(str(error), root)}"
     return InternalError(text[:_MAX_MESSAGE])

@@ -203,31 +203,12 @@ class Inference:
         return found.masks
 
     def _attempt(self, request: Request, work: Callable[[], DoneT]) -> DoneT:
-        """Do `work`; where memory is short, once more with all dropped that `request` does not need.
+        def make_room() -> None:
+            if self._embeddings:
+                self._embeddings.clear()
+            self._models.drop_all_but(_keys(request))
 
-        Raises `JobError`; what has broken the GPU for good is raised as it is.
-        """
-        try:
-            return work()
-        except JobError:
-            raise
-        except Exception as error:
-            if engine_faults.is_gpu_broken(error):
-                raise
-            if not engine_faults.is_out_of_memory(error):
-                raise engine_faults.explain(error, self._root) from error
-        # Not in the handler above: the traceback holds what the attempt had in memory.
-        if self._embeddings:
-            self._embeddings.clear()
-        self._models.drop_all_but(_keys(request))
-        try:
-            return work()
-        except JobError:
-            raise
-        except Exception as error:
-            if engine_faults.is_gpu_broken(error):
-                raise
-            raise engine_faults.explain(error, self._root) from error
+        return engine_faults.attempt(work, make_room, self._root)
 
 
 def _keys(request: Request) -> list[Hashable]:
