@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from rvmcv_worker.reference.auth import bearer
 from rvmcv_worker.reference.laravel import add_exception_handlers
 from rvmcv_worker.reference.limits import BodyLimits
-from rvmcv_worker.reference.routes import admin, edge, pages, storage, worker
+from rvmcv_worker.reference.routes import admin, alerts, batches, edge, inference, pages, storage, worker
 from rvmcv_worker.reference.services import Services
 
 DESCRIPTION = """
@@ -35,7 +35,7 @@ def make_app(services: Services) -> FastAPI:
     app.state.services = services
     app.add_middleware(BodyLimits, settings=services.settings)
     add_exception_handlers(app)
-    for part in (worker, storage, admin, edge):
+    for part in (worker, storage, admin, inference, batches, alerts, edge):
         app.include_router(part.router, dependencies=[Depends(bearer)])
     app.include_router(pages.router)
     return app

@@ -51,6 +51,7 @@ def needs(*abilities: Ability) -> Callable[[Caller], Awaitable[Caller]]:
 AsWorker = Annotated[Caller, Depends(needs(Ability.WORKER))]
 AsAdmin = Annotated[Caller, Depends(needs(Ability.ADMIN))]
 AsWorkerOrAdmin = Annotated[Caller, Depends(needs(Ability.WORKER, Ability.ADMIN))]
+AsEdgeOrAdmin = Annotated[Caller, Depends(needs(Ability.EDGE, Ability.ADMIN))]
 AsEdge = Annotated[Caller, Depends(needs(Ability.EDGE))]
 AsAnyone = Annotated[Caller, Depends(caller)]
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateColumn
 
+from rvmcv_worker.reference import inference_tables  # noqa: F401 - its tables are made too
 from rvmcv_worker.reference.tables import Base
 
 #: Seconds since 1970, as the database sees it.
@@ -54,6 +56,7 @@ class Database:
                 if self._engine.dialect.name == "postgresql":
                     connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": TABLES_LOCK})
                 Base.metadata.create_all(connection)
+                _add_missing_columns(connection)
         except OperationalError as error:
             raise DatabaseUnusableError(f"cannot use the database: {error.orig}") from error
         except (ArgumentError, NoSuchModuleError) as error:
@@ -82,6 +85,19 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def _add_missing_columns(connection: Connection) -> None:
+    """Bring tables that an older version made up to date: what came since may be null, or has a default."""
+    for table in Base.metadata.sorted_tables:
+        there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        missing = [column for column in table.columns if column.name not in there]
+        for column in missing:
+            definition = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+        for index in table.indexes:
+            if any(column in missing for column in index.columns):
+                index.create(connection)
 
 
 def _make_engine(url: str) -> Engine:

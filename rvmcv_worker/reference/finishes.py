@@ -6,10 +6,13 @@ from sqlalchemy import select
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import settle_model
+from rvmcv_worker.reference.alerts import alert_of_job
+from rvmcv_worker.reference.inference_logs import log_inference
+from rvmcv_worker.reference.inference_tables import InferenceJob
 from rvmcv_worker.reference.jobs import COUNTED_ERRORS, attempts_of, end_attempt, end_job, find_job, refusal
 from rvmcv_worker.reference.leases import hold_locked, refusal_of_token
-from rvmcv_worker.reference.states import FINAL, JobStatus
-from rvmcv_worker.reference.tables import Attempt, InferenceJob, InferenceLog, Job, TrainingJob
+from rvmcv_worker.reference.states import FINAL, AlertKind, JobStatus
+from rvmcv_worker.reference.tables import Attempt, Job, TrainingJob
 from rvmcv_worker.reference.turn import Turn, hash_token
 
 #: Hand-backs because the worker went away: the job can go on elsewhere at once.
@@ -42,6 +45,8 @@ def finish(turn: Turn, report: wire.Finish) -> wire.Accepted:
         end_job(turn, job, JobStatus(report.status))
     if report.status == JobStatus.COMPLETED.value:
         _settle(turn, job, report)
+    elif report.status == JobStatus.FAILED.value and report.error is not None:
+        alert_of_job(turn, AlertKind.JOB_FAILED, job, report.error.message, {"code": report.error.code})
     return wire.Accepted()
 
 
@@ -73,18 +78,8 @@ def _settle(turn: Turn, job: Job, report: wire.Finish) -> None:
     result = report.result or {}
     if isinstance(job, TrainingJob):
         settle_model(turn, job, result)
-    elif isinstance(job, InferenceJob) and isinstance(result.get("detections"), list):
-        turn.session.add(
-            InferenceLog(
-                job_id=job.job_id,
-                purpose=job.config.get("purpose"),
-                model_used=result.get("model_used"),
-                processed_by="cv-server",
-                processing_time_ms=result.get("processing_time_ms"),
-                detections=result["detections"],
-                created_at=turn.now,
-            )
-        )
+    elif isinstance(job, InferenceJob):
+        log_inference(turn, job, result)
 
 
 def cancel(turn: Turn, job_id: str) -> Job | None:

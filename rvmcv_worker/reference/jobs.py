@@ -8,8 +8,11 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from rvmcv_worker.reference.states import FINAL, JobStatus, Reason
-from rvmcv_worker.reference.tables import Attempt, InferenceJob, Job, TrainingJob, rank_of
+from rvmcv_worker.reference.alerts import alert_of_job
+from rvmcv_worker.reference.batch_ends import settle_batch
+from rvmcv_worker.reference.inference_tables import InferenceJob
+from rvmcv_worker.reference.states import FINAL, AlertKind, JobStatus, Reason
+from rvmcv_worker.reference.tables import Attempt, Job, TrainingJob, rank_of
 from rvmcv_worker.reference.turn import FencedError, Turn
 
 JOB_TABLES: tuple[type[Job], ...] = (TrainingJob, InferenceJob)
@@ -84,6 +87,10 @@ def end_job(turn: Turn, job: Job, status: JobStatus) -> None:
     attempt = open_attempt(turn, job.job_id)
     if attempt is not None:
         end_attempt(turn, attempt, status.value)
+    if isinstance(job, InferenceJob):
+        turn.wake_answer(job.id)
+        if job.batch_id is not None:
+            settle_batch(turn, job.batch_id)
 
 
 def end_attempt(turn: Turn, attempt: Attempt, ended_as: str) -> None:
@@ -106,7 +113,9 @@ def fail_if_exhausted(turn: Turn, job: Job) -> bool:
         and not attempt.counts
         and (attempt.error or {}).get("code") != "worker_stopped"
     ]
+    kind = AlertKind.JOB_FAILED
     if len(counted) >= turn.settings.poison_limit:
+        kind = AlertKind.JOB_POISONED
         message = f"poisoned: {len(counted)} of its attempts ended with a lost or crashed worker or job"
     elif len(other) > turn.settings.hand_back_limit:
         message = f"handed back {len(other)} times, which is over the limit"
@@ -119,6 +128,7 @@ def fail_if_exhausted(turn: Turn, job: Job) -> bool:
         "details": {"attempts": [{"attempt": a.attempt, "error": a.error} for a in attempts if a.error]},
     }
     end_job(turn, job, JobStatus.FAILED)
+    alert_of_job(turn, kind, job, job.error["message"], {"code": job.error["code"]})
     return True
 
 

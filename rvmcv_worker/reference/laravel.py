@@ -11,7 +11,7 @@ from sqlalchemy.exc import DataError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from rvmcv_worker.reference.auth import LoginNeededError
-from rvmcv_worker.reference.models import ModelRefusedError
+from rvmcv_worker.reference.refused import FieldRefusedError
 from rvmcv_worker.reference.states import Reason
 from rvmcv_worker.reference.turn import FencedError
 
@@ -40,8 +40,8 @@ def add_exception_handlers(app: FastAPI) -> None:
     def _invalid(_request: Request, error: RequestValidationError) -> Response:
         return invalid_fields(error.errors())
 
-    @app.exception_handler(ModelRefusedError)
-    def _model_refused(_request: Request, error: ModelRefusedError) -> Response:
+    @app.exception_handler(FieldRefusedError)
+    def _refused(_request: Request, error: FieldRefusedError) -> Response:
         return invalid({error.field: [f"{error.field}: {error.message}"]})
 
     @app.exception_handler(FencedError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
+from rvmcv_worker.reference.alerts import alert_of_silent_workers
 from rvmcv_worker.reference.jobs import attempts_of, end_job, find_job, refusal
 from rvmcv_worker.reference.states import JobStatus, Lapse, Reason
 from rvmcv_worker.reference.tables import Attempt, Job, ReaperTick
@@ -92,19 +93,22 @@ def _lapse_one(turn: Turn, job: Job, attempt: Attempt, why: Lapse) -> None:
 
 
 def reap(turn: Turn) -> None:
-    """Lapse every lease that ran out.
+    """Lapse every lease that ran out, and tell people of workers that have fallen silent.
 
     After having been away, it first gives every holder the time to show itself.
     """
     tick = turn.session.get(ReaperTick, 1, with_for_update=True)
     if tick is None:
-        tick = ReaperTick(id=1, ticked_at=turn.now)
+        tick = ReaperTick(id=1, ticked_at=turn.now, back_at=turn.now)
         turn.session.add(tick)
     away_s = turn.now - tick.ticked_at
     tick.ticked_at = turn.now
     if away_s > AWAY_INTERVALS * turn.settings.timing.status_idle_s:
+        tick.back_at = turn.now
         held = (Attempt.ended_as.is_(None), Attempt.lapsed_as.is_(None))
         turn.session.execute(update(Attempt).where(*held).values(lease_until=turn.now + Attempt.lease_s))
     else:
+        # Before the leases, since it locks workers.
+        alert_of_silent_workers(turn, back_at=tick.back_at or 0.0)
         expired = and_(Attempt.lapsed_as.is_(None), Attempt.lease_until < turn.now)
         lapse(turn, expired, Lapse.LEASE_EXPIRED)

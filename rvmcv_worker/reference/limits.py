@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import HTTPException
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -17,6 +19,9 @@ API = "/api/v1"
 UPLOAD_MODEL = f"{API}/cv/upload-model"
 DATASETS = f"{API}/cv/datasets"
 JOB_STATUS = f"{API}/cv/job-status"
+PLAYGROUND = f"{API}/cv/playground-inference"
+BATCH = f"{API}/cv/batch-inference"
+FORM = "multipart/form-data"
 
 
 class BodyLimits:
@@ -24,11 +29,14 @@ class BodyLimits:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._limits = {
+        #: Of forms, which other paths do not take.
+        self._form_limits = {
             UPLOAD_MODEL: settings.upload_limit_bytes,
             DATASETS: settings.dataset_limit_bytes,
-            JOB_STATUS: settings.report_limit_bytes,
+            PLAYGROUND: settings.image_limit_bytes,
+            BATCH: settings.manifest_limit_bytes,
         }
+        self._json_limits = {JOB_STATUS: settings.report_limit_bytes}
         self._default_bytes = settings.json_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,13 +45,15 @@ class BodyLimits:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit_bytes = self._limits.get(scope["path"], self._default_bytes)
         length = headers.get("content-length", "0")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         has_body = length != "0" or "transfer-encoding" in headers
         allowed = ["application/json"]
-        if scope["path"] in (UPLOAD_MODEL, DATASETS):
-            allowed.append("multipart/form-data")
+        limit_bytes = self._json_limits.get(scope["path"], self._default_bytes)
+        if scope["path"] in self._form_limits:
+            allowed.append(FORM)
+            if kind == FORM:
+                limit_bytes = self._form_limits[scope["path"]]
         if not length.isdecimal() or int(length) > limit_bytes:
             await _refuse(413, _too_large(limit_bytes))(scope, receive, send)
         elif has_body and kind not in allowed:
@@ -84,6 +94,19 @@ class StrictJsonRequest(Request):
         if not hasattr(self, "_json"):
             self._json = json.loads(await self.body(), parse_constant=_refuse_constant)
         return self._json
+
+
+class StrictJsonRoute(APIRoute):
+    """A route whose handler sees a `StrictJsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Any]]:
+        """Return the handler that the framework calls."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Any:
+            return await handler(StrictJsonRequest(request.scope, request.receive))
+
+        return strict
 
 
 def _refuse_constant(name: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import ValidationError
-from sqlalchemy import or_, select
+from sqlalchemy import case, or_, select
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import EDGE_MODEL, active_model
 from rvmcv_worker.reference.jobs import find_job
 from rvmcv_worker.reference.leases import hold
 from rvmcv_worker.reference.queue import Queue
+from rvmcv_worker.reference.refused import FieldRefusedError
 from rvmcv_worker.reference.states import Reason
 from rvmcv_worker.reference.storage import ObjectMissingError, Storage, StoredObject
 from rvmcv_worker.reference.tables import ModelVersion, TrainingJob
@@ -19,15 +20,6 @@ from rvmcv_worker.reference.turn import FencedError, Turn
 
 #: Asked for in the place of a version; no upload may be named so.
 ACTIVE = "active"
-
-
-class ModelRefusedError(Exception):
-    """The upload cannot be taken: the field at fault, and why."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.message = message
 
 
 class ModelShelf:
@@ -49,25 +41,30 @@ class ModelShelf:
         try:
             found = self._storage.examine(upload.file_path)
         except ObjectMissingError as error:
-            raise ModelRefusedError("file_path", str(error)) from None
+            raise FieldRefusedError("file_path", str(error)) from None
         if found.sha256 != upload.sha256_hash:
             message = f"{upload.file_path} has sha256 {found.sha256}, not {upload.sha256_hash}"
-            raise ModelRefusedError("sha256_hash", message)
+            raise FieldRefusedError("sha256_hash", message)
         return self._add_row(upload, upload.file_path, found)
 
     def find(self, version_or_hash: str) -> ModelVersion | None:
-        """Return the newest model of this hash, or the newest usable one of this version.
+        """Return the newest model of this hash, or the newest usable one of this version or file name.
 
-        `ACTIVE` is the active detector, whichever that is.
+        The file of version `v3` of `yolo11` is `yolo11_v3.pt`. `ACTIVE` is the active detector.
         """
         if version_or_hash == ACTIVE:
             with self._queue.look() as turn:
                 return active_model(turn, EDGE_MODEL)
-        by_version = (ModelVersion.version == version_or_hash) & ModelVersion.usable
+        plain = version_or_hash.removesuffix(".pt")
+        file_name = ModelVersion.model_name + "_" + ModelVersion.version
+        named = (
+            or_(ModelVersion.version.in_((plain, f"{plain}.pt")), file_name == plain) & ModelVersion.usable
+        )
+        exact = case((ModelVersion.version == version_or_hash, 0), else_=1)
         query = (
             select(ModelVersion)
-            .where(or_(ModelVersion.sha256_hash == version_or_hash.lower(), by_version))
-            .order_by(ModelVersion.id.desc())
+            .where(or_(ModelVersion.sha256_hash == version_or_hash.lower(), named))
+            .order_by(exact, ModelVersion.id.desc())
         )
         with self._queue.look() as turn:
             return turn.session.scalars(query).first()
@@ -99,27 +96,27 @@ class ModelShelf:
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             message = f"names a model that was not uploaded, and cannot be read from storage: {where}"
-            raise ModelRefusedError("result", message) from None
+            raise FieldRefusedError("result", message) from None
         self.add_object(upload)
 
     def _folder(self, turn: Turn, upload: wire.ModelUpload) -> str:
         """Return the folder of the attempt that uploads; raises `FencedError` when its lease is lost."""
         if upload.version == ACTIVE:
-            raise ModelRefusedError("version", f"{ACTIVE} names the active model, so it can name no other")
+            raise FieldRefusedError("version", f"{ACTIVE} names the active model, so it can name no other")
         if upload.training_job_id is None:
             return "uploads"
         job = turn.session.get(TrainingJob, upload.training_job_id)
         if job is None:
             raise FencedError(Reason.UNKNOWN_JOB, "no training job has this id")
         if upload.lease_token is None:
-            raise ModelRefusedError("lease_token", "a model of a training needs its lease_token")
+            raise FieldRefusedError("lease_token", "a model of a training needs its lease_token")
         # What is uploaded is inert, so an attempt may upload for as long as it may finish.
         _job, attempt = hold(turn, job.job_id, upload.lease_token, to_finish=True)
         folder = f"{job.job_id}/attempt-{attempt.attempt}"
         if isinstance(upload, wire.StoredModelUpload) and f"/{folder}/" not in upload.file_path:
-            raise ModelRefusedError("file_path", f"must lie in the attempt's own folder {folder}")
+            raise FieldRefusedError("file_path", f"must lie in the attempt's own folder {folder}")
         if not upload.version.endswith(f"-a{attempt.attempt}"):
-            raise ModelRefusedError("version", f"must end in -a{attempt.attempt}: this attempt's number")
+            raise FieldRefusedError("version", f"must end in -a{attempt.attempt}: this attempt's number")
         return folder
 
     def _add_row(self, upload: wire.ModelUpload, path: str, found: StoredObject) -> ModelVersion:
@@ -129,7 +126,7 @@ class ModelShelf:
             known = turn.session.scalar(select(ModelVersion).where(same))
             if known is not None:
                 if known.sha256_hash != found.sha256:
-                    raise ModelRefusedError("version", "is taken by other bytes: a version never changes")
+                    raise FieldRefusedError("version", "is taken by other bytes: a version never changes")
                 return known
             model = ModelVersion(
                 model_name=upload.model_name,

@@ -57,8 +57,8 @@ class Queue:
         with self._database.read() as session:
             yield Turn(session, self._database.clock(session), self._settings, self._lease_key)
 
-    def _run(self, step: Callable[[Turn], Answer]) -> Answer:
-        """Run one transaction; anew when it had to give way to another one."""
+    def run(self, step: Callable[[Turn], Answer]) -> Answer:
+        """Run one transaction; anew when it had to give way to another one, so it may only touch the database."""
 
         def once() -> Answer:
             with self.turn() as turn:
@@ -81,22 +81,22 @@ class Queue:
             offered = offers.offer(turn, poll) if current else []
             return offered, None if offered else offers.next_due_s(turn, poll)
 
-        return self._run(step)
+        return self.run(step)
 
     def claim(self, wanted: wire.Claim) -> wire.Claimed:
         """Give a job to a worker; raises `FencedError`."""
-        answer = self._run(lambda turn: claims.claim(turn, wanted))
+        answer = self.run(lambda turn: claims.claim(turn, wanted))
         if isinstance(answer, FencedError):
             raise answer
         return answer
 
     def progress(self, report: wire.ProgressReport) -> wire.Directive:
         """Take a progress report; raises `FencedError`."""
-        return self._run(lambda turn: take_progress(turn, report))
+        return self.run(lambda turn: take_progress(turn, report))
 
     def finish(self, report: wire.Finish) -> wire.Accepted:
         """Take a final report; raises `FencedError`."""
-        return self._run(lambda turn: finishes.finish(turn, report))
+        return self.run(lambda turn: finishes.finish(turn, report))
 
     def folder_of(self, job_id: str, lease_token: str) -> str:
         """Return the folder of an attempt's objects; raises `FencedError`."""
@@ -106,11 +106,11 @@ class Queue:
             job, attempt = leases.hold(turn, job_id, lease_token, to_finish=True)
             return f"{quote(job.job_id, safe='')}/attempt-{attempt.attempt}"
 
-        return self._run(step)
+        return self.run(step)
 
     def worker_status(self, status: wire.WorkerStatus) -> wire.WorkerOrders:
         """Take a worker's status."""
-        return self._run(lambda turn: workers.take_status(turn, status))
+        return self.run(lambda turn: workers.take_status(turn, status))
 
     def cancel(self, job_id: str) -> JobStatus | None:
         """Cancel a job and return its status; None when there is no such job."""
@@ -119,8 +119,8 @@ class Queue:
             job = finishes.cancel(turn, job_id)
             return None if job is None else JobStatus(job.status)
 
-        return self._run(step)
+        return self.run(step)
 
     def reap(self) -> None:
         """Queue the jobs whose leases ran out."""
-        self._run(leases.reap)
+        self.run(leases.reap)

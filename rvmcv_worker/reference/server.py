@@ -18,10 +18,12 @@ import uvicorn
 from rvmcv_worker.reference import views, wire
 from rvmcv_worker.reference.activation import activate
 from rvmcv_worker.reference.app import make_app
+from rvmcv_worker.reference.batches import Batches
 from rvmcv_worker.reference.database import Clock, Database, database_clock
 from rvmcv_worker.reference.datasets import DatasetShelf
 from rvmcv_worker.reference.embedded_s3 import EmbeddedS3
 from rvmcv_worker.reference.files import received
+from rvmcv_worker.reference.held_answers import HeldAnswers
 from rvmcv_worker.reference.jobs import find_job
 from rvmcv_worker.reference.models import ModelShelf
 from rvmcv_worker.reference.queue import Queue
@@ -34,6 +36,7 @@ from rvmcv_worker.reference.storage import Storage
 from rvmcv_worker.reference.tables import ModelVersion, Worker
 from rvmcv_worker.reference.tokens import Tokens
 from rvmcv_worker.reference.wakeup import Wakeup
+from rvmcv_worker.reference.webhook import Webhook
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5
@@ -90,13 +93,16 @@ class ReferenceServer:
         lease_key = self._lease_key or (earlier.lease_key if earlier else secrets.token_hex(32))
         wakeup = Wakeup(self._database.postgres_url)
         self._queue = Queue(self._database, self.settings, wakeup, bytes.fromhex(lease_key))
+        models = ModelShelf(self._queue, self._storage)
         self._services = Services(
             settings=self.settings,
             queue=self._queue,
             storage=self._storage,
-            models=ModelShelf(self._queue, self._storage),
+            models=models,
             datasets=DatasetShelf(self._queue, self._storage),
             tokens=Tokens(self._queue),
+            batches=Batches(self._queue, self._storage, models, self.settings),
+            held=HeldAnswers(self._queue, self.settings.held_answers_limit),
         )
         self._start_http()
         self.state = State(
@@ -113,6 +119,10 @@ class ReferenceServer:
         self._reaper = Reaper(self._queue, self.settings.timing.reap_every_s)
         if self._reap:
             self._reaper.start()
+        url = self.settings.webhook_url
+        self._webhook = Webhook(self._queue, self.settings, url) if url else None
+        if self._webhook is not None:
+            self._webhook.start()
         return self
 
     def stop(self) -> None:
@@ -120,6 +130,8 @@ class ReferenceServer:
         self._queue.wakeup.close()
         if self._reap:
             self._reaper.stop()
+        if self._webhook is not None:
+            self._webhook.stop()
         self._http.should_exit = True
         self._http_thread.join()
         self._storage.close()

@@ -7,7 +7,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from rvmcv_worker.reference.batches import Batches
 from rvmcv_worker.reference.datasets import DatasetShelf
+from rvmcv_worker.reference.held_answers import HeldAnswers
 from rvmcv_worker.reference.models import ModelShelf
 from rvmcv_worker.reference.queue import Queue
 from rvmcv_worker.reference.settings import Settings
@@ -25,6 +27,8 @@ class Services:
     models: ModelShelf
     datasets: DatasetShelf
     tokens: Tokens
+    batches: Batches
+    held: HeldAnswers
 
 
 # Asynchronous, though it waits for nothing: the framework would send it to a thread otherwise.

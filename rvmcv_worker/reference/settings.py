@@ -37,6 +37,11 @@ class Timing:
     hand_back_delay_s: float = 10.0
     hand_back_delay_limit_s: float = 3600.0
     presigned_s: float = 3600.0
+    #: First delay after a webhook that did not arrive; doubles with each, up to the limit, for so long.
+    webhook_delay_s: float = 1.0
+    webhook_delay_limit_s: float = 3600.0
+    webhook_give_up_s: float = 86_400.0
+    webhook_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,22 @@ class Settings:
     as_today: bool = False
     #: Gates in front of ``upload-model``; each can be chosen alone.
     gates: frozenset[Gate] = frozenset()
+    #: A batch of more images is cut into jobs of so many.
+    shard_size: int = 10_000
+    batch_limit_images: int = 1_000_000
+    #: Requests with ``wait`` that are held at once, each an open connection; further ones are answered 202.
+    held_answers_limit: int = 100
+    #: Status intervals (idle) without a word after which a worker is silent.
+    silent_intervals: int = 6
+    #: Where alerts are POSTed to; None for nowhere.
+    webhook_url: str | None = None
+    #: Signs what is POSTed there; None leaves it unsigned.
+    webhook_secret: str | None = field(default=None, repr=False)
     json_limit_bytes: int = 8 * 2**20
     report_limit_bytes: int = 512 * 1024
     upload_limit_bytes: int = 200 * 2**20
     dataset_limit_bytes: int = 4 * 2**30
+    #: Of one uploaded image, with its form.
+    image_limit_bytes: int = 64 * 2**20
+    #: Of a batch's list, in storage or uploaded.
+    manifest_limit_bytes: int = 2**30

@@ -59,3 +59,35 @@ class Ability(str, Enum):
     ADMIN = "admin"
     #: Ask for the active model and download it.
     EDGE = "edge"
+
+
+class BatchStatus(str, Enum):
+    """The state of a batch, by those of its shards."""
+
+    #: No shard has begun.
+    QUEUED = "queued"
+    #: Some shards are at work, or over.
+    PROCESSING = "processing"
+    #: Someone asked to cancel it; some shards are not over yet.
+    CANCELLING = "cancelling"
+    #: Final: every shard was completed. Single images may still have failed.
+    COMPLETED = "completed"
+    #: Final: some shards were completed and some failed; ``missing`` names those.
+    COMPLETED_WITH_ERRORS = "completed_with_errors"
+    #: Final: no shard was completed.
+    FAILED = "failed"
+    #: Final: at least one shard was cancelled.
+    CANCELLED = "cancelled"
+
+
+class AlertKind(str, Enum):
+    """What happened that a person should know of."""
+
+    #: A fraud check says that the machine and the server saw different things.
+    MISMATCH = "mismatch"
+    #: A job failed, by its worker's word or because it was handed back too often.
+    JOB_FAILED = "job_failed"
+    #: A job was given up after its workers, or itself, died again and again.
+    JOB_POISONED = "job_poisoned"
+    #: A worker has not been seen for long, while jobs wait.
+    WORKER_SILENT = "worker_silent"

@@ -61,6 +61,20 @@ class Storage:
         with file.open("rb") as source:
             return self.put(bucket, key, source, file.stat().st_size)
 
+    def put_by_hash(self, folder: str, file: Path) -> str:
+        """Store a file of the server's own where `path_by_hash` finds it, and return its sha256."""
+        digest = hashlib.sha256()
+        with file.open("rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+        self.put_file("artifacts", f"{folder}/{digest.hexdigest()}", file)
+        return digest.hexdigest()
+
+    @staticmethod
+    def path_by_hash(folder: str, sha256: str) -> str:
+        """Return where `put_by_hash` stored a file."""
+        return f"s3://artifacts/{folder}/{sha256}"
+
     def size_bytes(self, path: str) -> int:
         """Return an object's size; raises `ObjectMissingError`."""
         bucket, key = _split(path)

@@ -91,12 +91,6 @@ class TrainingJob(Job):
     __tablename__ = "cv_training_jobs"
 
 
-class InferenceJob(Job):
-    """An inference or a batch of them."""
-
-    __tablename__ = "cv_inference_jobs"
-
-
 class Attempt(Base):
     """One accepted claim. Its lease token is compared in every statement that writes."""
 
@@ -125,21 +119,6 @@ class Attempt(Base):
     ended_at: Mapped[float | None]
     error: Mapped[dict[str, Any] | None]
     timings: Mapped[dict[str, Any] | None]
-
-
-class InferenceLog(Base):
-    """One finished inference, in the plan's shape."""
-
-    __tablename__ = "cv_inference_logs"
-
-    id: Mapped[int] = mapped_column(RowId, primary_key=True)
-    job_id: Mapped[str] = mapped_column(Text, index=True)
-    purpose: Mapped[str | None] = mapped_column(String(50))
-    model_used: Mapped[str | None] = mapped_column(String(100))
-    processed_by: Mapped[str] = mapped_column(String(50), default="cv-server")
-    processing_time_ms: Mapped[float | None]
-    detections: Mapped[list[Any]]
-    created_at: Mapped[float]
 
 
 class ModelVersion(Base):
@@ -219,6 +198,8 @@ class Worker(Base):
     desired_state: Mapped[str] = mapped_column(String(10), default="run")
     status: Mapped[dict[str, Any] | None]
     seen_at: Mapped[float]
+    #: The `seen_at` of the last silence that people were told of.
+    silence_told: Mapped[float | None]
 
 
 class ReaperTick(Base):
@@ -228,3 +209,32 @@ class ReaperTick(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     ticked_at: Mapped[float]
+    #: When it last came back from having been away: before, no worker could show itself.
+    back_at: Mapped[float | None]
+
+
+class Alert(Base):
+    """Something that a person should know of."""
+
+    __tablename__ = "cv_alerts"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    #: An `AlertKind`.
+    kind: Mapped[str] = mapped_column(String(20), index=True)
+    #: What it is about: each thing alerts once.
+    occasion: Mapped[str] = mapped_column(Text, unique=True)
+    job_id: Mapped[str | None] = mapped_column(Text)
+    worker_id: Mapped[str | None] = mapped_column(String(100))
+    message: Mapped[str] = mapped_column(Text)
+    details: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+    acknowledged_at: Mapped[float | None]
+    #: The name of the admin's token.
+    acknowledged_by: Mapped[str | None] = mapped_column(String(100))
+    #: When the webhook is to be called next; null when there is nothing (more) to call it for.
+    send_at: Mapped[float | None] = mapped_column(Seconds, index=True)
+    #: Calls of the webhook so far.
+    tries: Mapped[int] = mapped_column(default=0)
+    sent_at: Mapped[float | None]
+    #: Why the last call did not arrive.
+    send_error: Mapped[str | None] = mapped_column(Text)

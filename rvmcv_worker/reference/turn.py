@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from rvmcv_worker.reference.settings import Settings
 from rvmcv_worker.reference.states import Reason
 
-#: Key in the session's `info`: the job types that this transaction leaves something to offer of.
-WAKE = "wake_polls"
+#: Key in the session's `info`: whom this transaction wakes, by job types and `answer_key`s.
+WAKE = "wake"
 
 
 class FencedError(Exception):
@@ -39,9 +39,18 @@ class Turn:
         """Note that this transaction leaves something to offer: held polls are woken after its commit."""
         self.session.info.setdefault(WAKE, set()).add(job_type)
 
+    def wake_answer(self, row_id: int) -> None:
+        """Note that this job has ended: the request that waits for its result is woken after the commit."""
+        self.session.info.setdefault(WAKE, set()).add(answer_key(row_id))
+
     def lease_token(self, claim_id: str) -> str:
         """Return the token of a claim: always the same, so that a repeated claim gets its old answer."""
         return hmac.new(self.lease_key, claim_id.encode(), hashlib.sha256).hexdigest()
+
+
+def answer_key(row_id: int) -> str:
+    """Return what the request that waits for this job's result is woken by: the name of no job type."""
+    return f"answer:{row_id}"
 
 
 def hash_token(token: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from rvmcv_worker.reference.gpus import waits_for
 from rvmcv_worker.reference.jobs import attempts_of, queue_position
@@ -121,6 +121,17 @@ def summary_of(job: Job) -> JobSummary:
         started_at=rfc3339_or_none(job.started_at),
         finished_at=rfc3339_or_none(job.finished_at),
     )
+
+
+def page_of_jobs(turn: Turn, table: type[Job], status: JobStatus | None, page: int, per_page: int) -> JobPage:
+    """Return one page of a table's jobs, newest first."""
+    query = select(table)
+    if status is not None:
+        query = query.where(table.status == status.value)
+    total = turn.session.scalar(select(func.count()).select_from(query.subquery())) or 0
+    found = query.order_by(table.id.desc()).limit(per_page).offset((page - 1) * per_page)
+    data = [summary_of(job) for job in turn.session.scalars(found)]
+    return JobPage(page=page, per_page=per_page, total=total, data=data)
 
 
 def view_of(turn: Turn, job: Job) -> JobView:

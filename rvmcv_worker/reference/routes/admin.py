@@ -91,14 +91,8 @@ def list_training_jobs(
     status: JobStatus | None = None,
 ) -> views.JobPage:
     """List trainings, newest first."""
-    query = select(TrainingJob)
-    if status is not None:
-        query = query.where(TrainingJob.status == status.value)
     with services.queue.look() as turn:
-        total = turn.session.scalar(select(func.count()).select_from(query.subquery())) or 0
-        found = query.order_by(TrainingJob.id.desc()).limit(per_page).offset((page - 1) * per_page)
-        data = [views.summary_of(job) for job in turn.session.scalars(found)]
-    return views.JobPage(page=page, per_page=per_page, total=total, data=data)
+        return views.page_of_jobs(turn, TrainingJob, status, page, per_page)
 
 
 @router.get("/models", response_model=list[views.ModelView])

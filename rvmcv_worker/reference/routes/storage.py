@@ -16,7 +16,7 @@ from rvmcv_worker.reference.admin_wire import DatasetView
 from rvmcv_worker.reference.auth import AsAdmin, AsWorkerOrAdmin
 from rvmcv_worker.reference.files import received, send_object
 from rvmcv_worker.reference.laravel import invalid, invalid_fields
-from rvmcv_worker.reference.models import ModelRefusedError
+from rvmcv_worker.reference.refused import FieldRefusedError
 from rvmcv_worker.reference.services import InServices, Services
 from rvmcv_worker.reference.states import Ability
 from rvmcv_worker.reference.storage import ObjectMissingError
@@ -167,7 +167,7 @@ def _upload_of(form: FormData) -> wire.ModelUpload:
 
 def _refuse_without_job(upload: wire.ModelUpload, *, trusted: bool) -> None:
     if upload.training_job_id is None and not trusted:
-        raise ModelRefusedError("training_job_id", "a worker's model belongs to a training job")
+        raise FieldRefusedError("training_job_id", "a worker's model belongs to a training job")
 
 
 def _stored(model: ModelVersion) -> Response:

@@ -5,34 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request as StarletteRequest
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.auth import AsWorker
-from rvmcv_worker.reference.limits import StrictJsonRequest
+from rvmcv_worker.reference.limits import StrictJsonRoute
 from rvmcv_worker.reference.queue import Queue
 from rvmcv_worker.reference.services import InServices, Services
-
-
-class StrictJsonRoute(APIRoute):
-    """A route whose handler sees a `StrictJsonRequest`."""
-
-    def get_route_handler(self) -> Callable[[StarletteRequest], Coroutine[Any, Any, Any]]:
-        """Return the handler that the framework calls."""
-        handler = super().get_route_handler()
-
-        async def strict(request: StarletteRequest) -> Any:
-            return await handler(StrictJsonRequest(request.scope, request.receive))
-
-        return strict
-
 
 FENCED: dict[int | str, dict[str, Any]] = {
     404: {"model": wire.Refusal, "description": "`unknown_job`: the attempt is fenced"},

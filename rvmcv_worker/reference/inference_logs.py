@@ -1,0 +1,61 @@
+"""What is kept of a completed inference: a row of ``cv_inference_logs``, and an alert for a mismatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rvmcv_worker.reference.alerts import alert_of_job
+from rvmcv_worker.reference.inference_tables import InferenceJob, InferenceLog
+from rvmcv_worker.reference.states import AlertKind
+from rvmcv_worker.reference.turn import Turn
+
+
+def log_inference(turn: Turn, job: InferenceJob, result: dict[str, Any]) -> None:
+    """Log a completed job. A shard is not logged: its batch is, once, when all of it is over."""
+    if job.batch_id is not None:
+        return
+    comparison = result.get("comparison")
+    took_ms = result.get("processing_time_ms")
+    batch = job.job_type == "batch-inference"
+    turn.session.add(
+        InferenceLog(
+            job_id=job.job_id,
+            purpose=_text(job.config.get("purpose"), 50),
+            model_used=_text(result.get("model_used"), 100),
+            processing_time_ms=float(took_ms) if isinstance(took_ms, (int, float)) else None,
+            detections=_without_masks(result.get("detections")),
+            comparison=comparison if isinstance(comparison, dict) else None,
+            result_path=_text(result.get("result_path"), 4096),
+            summary={key: value for key, value in result.items() if key != "parts"} if batch else None,
+            created_at=turn.now,
+        )
+    )
+    if isinstance(comparison, dict) and comparison.get("mismatch") is True:
+        _alert_of_mismatch(turn, job, comparison)
+
+
+def _text(value: Any, limit: int) -> str | None:
+    return value[:limit] if isinstance(value, str) else None
+
+
+def _without_masks(detections: Any) -> list[Any]:
+    if not isinstance(detections, list):
+        return []
+    return [
+        {key: value for key, value in found.items() if key != "segmentation"}
+        for found in detections
+        if isinstance(found, dict)
+    ]
+
+
+def _alert_of_mismatch(turn: Turn, job: InferenceJob, comparison: dict[str, Any]) -> None:
+    reasons = [reason for reason in comparison.get("reasons") or [] if isinstance(reason, dict)]
+    why = "; ".join(str(reason.get("message", reason.get("code", ""))) for reason in reasons)
+    details = {
+        "purpose": job.config.get("purpose"),
+        "image_url": job.config.get("image_url"),
+        "asked_by": job.asked_by,
+        "reasons": reasons,
+    }
+    message = f"machine and server saw different things: {why or 'no reason was told'}"
+    alert_of_job(turn, AlertKind.MISMATCH, job, message, details)
