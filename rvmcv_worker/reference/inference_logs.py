@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import func, select
+
+from rvmcv_worker.reference import inference_wire
 from rvmcv_worker.reference.alerts import alert_of_job
 from rvmcv_worker.reference.inference_tables import InferenceJob, InferenceLog
 from rvmcv_worker.reference.states import AlertKind
+from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.turn import Turn
 
 
@@ -32,6 +36,34 @@ def log_inference(turn: Turn, job: InferenceJob, result: dict[str, Any]) -> None
     )
     if isinstance(comparison, dict) and comparison.get("mismatch") is True:
         _alert_of_mismatch(turn, job, comparison)
+
+
+def view_of_log(log: InferenceLog) -> inference_wire.LogView:
+    """Return a row of the log as it is shown."""
+    return inference_wire.LogView(
+        id=log.id,
+        job_id=log.job_id,
+        purpose=log.purpose,
+        model_used=log.model_used,
+        processed_by=log.processed_by,
+        processing_time_ms=log.processing_time_ms,
+        detections=log.detections,
+        comparison=log.comparison,
+        result_path=log.result_path,
+        summary=log.summary,
+        created_at=rfc3339(log.created_at),
+    )
+
+
+def page_of_logs(turn: Turn, purpose: str | None, page: int, per_page: int) -> inference_wire.LogPage:
+    """Return one page of the log, newest first."""
+    query = select(InferenceLog)
+    if purpose is not None:
+        query = query.where(InferenceLog.purpose == purpose)
+    total = turn.session.scalar(select(func.count()).select_from(query.subquery())) or 0
+    found = query.order_by(InferenceLog.id.desc()).limit(per_page).offset((page - 1) * per_page)
+    data = [view_of_log(log) for log in turn.session.scalars(found)]
+    return inference_wire.LogPage(page=page, per_page=per_page, total=total, data=data)
 
 
 def _text(value: Any, limit: int) -> str | None:

@@ -53,15 +53,14 @@ def cut(field: str, chunks: Iterable[bytes], folder: Path, settings: Settings) -
         file.write_bytes(b"".join(piece))
         pieces.append(Piece(file, in_piece, images - in_piece, first_line + 1))
 
-    number = 0
-    for line in _lines(field, _limited(field, chunks, settings.manifest_limit_bytes)):
+    lines = _lines(field, _limited(field, chunks, settings.manifest_limit_bytes))
+    for number, line in enumerate(lines):
         digest.update(line)
         blank = not line.removeprefix(_BYTE_ORDER_MARK if number == 0 else b"").strip()
         if not blank and in_piece == settings.shard_size:
             end_piece()
             piece, in_piece, first_line = [], 0, number
         piece.append(line)
-        number += 1
         if not blank:
             in_piece += 1
             images += 1

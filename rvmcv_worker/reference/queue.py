@@ -58,7 +58,7 @@ class Queue:
             yield Turn(session, self._database.clock(session), self._settings, self._lease_key)
 
     def run(self, step: Callable[[Turn], Answer]) -> Answer:
-        """Run one transaction; anew when it had to give way to another one, so it may only touch the database."""
+        """Run one transaction; anew when it had to give way to another one."""
 
         def once() -> Answer:
             with self.turn() as turn:

@@ -11,20 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import uvicorn
 
-from rvmcv_worker.reference import views, wire
-from rvmcv_worker.reference.activation import activate
 from rvmcv_worker.reference.app import make_app
 from rvmcv_worker.reference.batches import Batches
+from rvmcv_worker.reference.by_hand import ByHand
 from rvmcv_worker.reference.database import Clock, Database, database_clock
 from rvmcv_worker.reference.datasets import DatasetShelf
 from rvmcv_worker.reference.embedded_s3 import EmbeddedS3
-from rvmcv_worker.reference.files import received
 from rvmcv_worker.reference.held_answers import HeldAnswers
-from rvmcv_worker.reference.jobs import find_job
 from rvmcv_worker.reference.models import ModelShelf
 from rvmcv_worker.reference.queue import Queue
 from rvmcv_worker.reference.reaper import Reaper
@@ -33,7 +29,6 @@ from rvmcv_worker.reference.settings import Settings
 from rvmcv_worker.reference.state_file import FILE_NAME, State
 from rvmcv_worker.reference.states import Ability
 from rvmcv_worker.reference.storage import Storage
-from rvmcv_worker.reference.tables import ModelVersion, Worker
 from rvmcv_worker.reference.tokens import Tokens
 from rvmcv_worker.reference.wakeup import Wakeup
 from rvmcv_worker.reference.webhook import Webhook
@@ -42,7 +37,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5
 
 
-class ReferenceServer:
+class ReferenceServer(ByHand):
     """Use it as a context manager, or call `start` and `stop`.
 
     Everything it keeps lies in `data_dir` (a temporary folder when None): a server that is made
@@ -73,6 +68,8 @@ class ReferenceServer:
         if lease_key is not None and not re.fullmatch("[0-9a-f]{64}", lease_key):
             raise ValueError("the lease key must be 64 hex digits: make one by `openssl rand -hex 32`")
         self.settings = settings or Settings()
+        if not re.match("https?://.", self.settings.webhook_url or "http://none"):
+            raise ValueError(f"the webhook {self.settings.webhook_url!r} must be an http:// or https:// URL")
         self._temporary = None if data_dir else tempfile.TemporaryDirectory(prefix="rvmcv-reference-")
         self.data_dir = data_dir or Path(self._temporary.name if self._temporary else ".")
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -180,123 +177,6 @@ class ReferenceServer:
     def edge_token(self) -> str:
         """Return a token with the ability `edge`."""
         return self.state.edge_token
-
-    def queue_training(
-        self,
-        config: dict[str, Any],
-        *,
-        job_type: str = "yolo11",
-        priority: int = 0,
-        job_id: str | None = None,
-    ) -> str:
-        """Queue a job with exactly this config, bad ones too, and return its id."""
-        return self._queue.enqueue(job_type, config, priority=priority, job_id=job_id)
-
-    def queue_inference(
-        self, config: dict[str, Any], *, priority: int = 10, job_id: str | None = None
-    ) -> str:
-        """Queue an `inference` with exactly this config, bad ones too, and return its id."""
-        return self._queue.enqueue("inference", config, priority=priority, job_id=job_id)
-
-    def queue_batch(self, config: dict[str, Any], *, priority: int = 0, job_id: str | None = None) -> str:
-        """Queue one `batch-inference` with exactly this config, never sharded, and return its id."""
-        return self._queue.enqueue("batch-inference", config, priority=priority, job_id=job_id)
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job as ``GET /job/{job_id}`` shows it. Raises KeyError."""
-        with self._queue.look() as turn:
-            found = find_job(turn, job_id)
-            if found is None:
-                raise KeyError(job_id)
-            return views.view_of(turn, found).model_dump()
-
-    def wait_for_job(
-        self, job_id: str, until: Callable[[dict[str, Any]], bool], timeout_s: float
-    ) -> dict[str, Any]:
-        """Return the job once `until` holds for it. Raises TimeoutError, which shows the job."""
-
-        def look() -> dict[str, Any] | None:
-            job = self.job(job_id)
-            return job if until(job) else None
-
-        with self._queue.changed:
-            found = self._queue.changed.wait_for(look, timeout_s)
-        if found is None:
-            raise TimeoutError(f"not within {timeout_s} s: {self.job(job_id)}")
-        return found
-
-    def wait_until_final(self, job_id: str, timeout_s: float) -> dict[str, Any]:
-        """Return the job once it is completed, failed or cancelled. Raises TimeoutError."""
-
-        def is_final() -> bool:
-            # Asked after each commit, so it reads one row: a full view would slow the server down.
-            with self._queue.look() as turn:
-                found = find_job(turn, job_id)
-                return found is not None and found.finished_at is not None
-
-        with self._queue.changed:
-            ended = self._queue.changed.wait_for(is_final, timeout_s)
-        if not ended:
-            raise TimeoutError(f"not final within {timeout_s} s: {self.job(job_id)}")
-        return self.job(job_id)
-
-    def cancel(self, job_id: str) -> str:
-        """Cancel a job and return its status. Raises KeyError."""
-        status = self._queue.cancel(job_id)
-        if status is None:
-            raise KeyError(job_id)
-        return status.value
-
-    def models(self) -> list[dict[str, Any]]:
-        """Return the rows of ``ai_model_versions``, newest first."""
-        with self._queue.look() as turn:
-            return [model.model_dump() for model in views.all_models(turn)]
-
-    def workers(self) -> list[dict[str, Any]]:
-        """Return the workers as they last showed themselves."""
-        with self._queue.look() as turn:
-            return [worker.model_dump() for worker in views.all_workers(turn)]
-
-    @property
-    def polls(self) -> int:
-        """Return how often workers have asked for jobs since the start."""
-        return self._queue.polls
-
-    def set_desired_state(self, worker_id: str, desired_state: str) -> None:
-        """Tell a worker to run, pause or drain with its next status. Raises for one never seen."""
-        with self._queue.turn() as turn:
-            turn.session.get_one(Worker, worker_id).desired_state = desired_state
-
-    def add_model(self, file: Path, *, model_name: str, version: str, active: bool = False) -> int:
-        """Store a model that is usable at once, as a base model is, and return its id."""
-        upload = wire.ModelUpload(model_name=model_name, version=version)
-        with file.open("rb") as source, received(source) as (copy, found):
-            model_id = self._services.models.add_file(upload, copy, found).id
-        if active:
-            self.activate(model_id)
-        return model_id
-
-    def activate(self, model_id: int) -> None:
-        """Make a model the active one of its name."""
-        with self._queue.turn() as turn:
-            activate(turn, turn.session.get_one(ModelVersion, model_id), by="test")
-
-    def add_dataset(self, file: Path, *, name: str) -> int:
-        """Store a data set's archive and return its id."""
-        with file.open("rb") as source, received(source) as (copy, found):
-            return self._services.datasets.add_file(name, file.name, copy, found).id
-
-    def put_object(self, bucket: str, key: str, file: Path) -> str:
-        """Store a file and return its ``s3://`` path; the buckets are datasets, models, artifacts."""
-        return self._storage.put_file(bucket, key, file)
-
-    def read_object(self, path: str) -> bytes:
-        """Return what lies at an ``s3://`` path."""
-        return b"".join(self._storage.read(path))
-
-    def reap(self) -> None:
-        """Queue the jobs whose leases ran out; for servers that were made with ``reap=False``."""
-        self._queue.reap()
 
     def _start_storage(self, earlier: State | None) -> None:
         access_key, secret_key = self._s3_keys

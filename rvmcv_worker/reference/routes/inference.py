@@ -6,22 +6,21 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import ValidationError
-from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from rvmcv_worker.reference import inference_wire, views
 from rvmcv_worker.reference.auth import AsAdmin, AsEdgeOrAdmin, AsWorkerOrAdmin
 from rvmcv_worker.reference.files import received, send_object
+from rvmcv_worker.reference.inference_logs import page_of_logs
 from rvmcv_worker.reference.inference_requests import queue_inference
-from rvmcv_worker.reference.inference_tables import InferenceJob, InferenceLog
+from rvmcv_worker.reference.inference_tables import InferenceJob
 from rvmcv_worker.reference.jobs import find_job, queue_position
 from rvmcv_worker.reference.laravel import invalid, invalid_fields
 from rvmcv_worker.reference.limits import StrictJsonRoute
 from rvmcv_worker.reference.services import InServices, Services
 from rvmcv_worker.reference.states import FINAL, Ability, JobStatus
 from rvmcv_worker.reference.storage import ObjectMissingError
-from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.tokens import Caller
 from rvmcv_worker.reference.wire import Sha256
 
@@ -176,28 +175,5 @@ def list_inference_logs(
     purpose: inference_wire.Purpose | None = None,
 ) -> inference_wire.LogPage:
     """List completed inferences and batches, newest first: `cv_inference_logs`."""
-    query = select(InferenceLog)
-    if purpose is not None:
-        query = query.where(InferenceLog.purpose == purpose)
     with services.queue.look() as turn:
-        total = turn.session.scalar(select(func.count()).select_from(query.subquery())) or 0
-        found = query.order_by(InferenceLog.id.desc()).limit(per_page).offset((page - 1) * per_page)
-        data = [view_of_log(log) for log in turn.session.scalars(found)]
-    return inference_wire.LogPage(page=page, per_page=per_page, total=total, data=data)
-
-
-def view_of_log(log: InferenceLog) -> inference_wire.LogView:
-    """Return a row of the log as it is shown."""
-    return inference_wire.LogView(
-        id=log.id,
-        job_id=log.job_id,
-        purpose=log.purpose,
-        model_used=log.model_used,
-        processed_by=log.processed_by,
-        processing_time_ms=log.processing_time_ms,
-        detections=log.detections,
-        comparison=log.comparison,
-        result_path=log.result_path,
-        summary=log.summary,
-        created_at=rfc3339(log.created_at),
-    )
+        return page_of_logs(turn, purpose, page, per_page)
