@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from rvmcv_worker.reference import batch_summary
 from rvmcv_worker.reference.inference_tables import Batch, InferenceJob, InferenceLog
@@ -23,12 +23,14 @@ def settle_batch(turn: Turn, batch_id: str) -> None:
     ).all()
     if any(status not in FINAL for status in statuses):
         return
-    batch.status = _status_of(statuses).value
+    batch.summary = batch_summary.merge(shards_of(turn, batch_id))
+    batch.status = _status_of(statuses, len(batch.summary["missing"])).value
     batch.finished_at = turn.now
-    shards = shards_of(turn, batch_id)
-    batch.summary = batch_summary.merge(shards)
-    if batch.images_total is None and len(shards) == 1 and not batch.summary["missing"]:
+    if batch.images_total is None and batch.status == BatchStatus.COMPLETED.value:
+        # Only the worker has read the list, all of it: there is one shard.
         batch.images_total = batch.summary["images_ok"] + batch.summary["images_failed"]
+        of_one = update(InferenceJob).where(InferenceJob.batch_id == batch_id)
+        turn.session.execute(of_one.values(images=batch.images_total))
     if JobStatus.COMPLETED.value not in statuses:
         return
     models = batch.summary["models_used"]
@@ -66,10 +68,9 @@ def shards_of(turn: Turn, batch_id: str) -> list[batch_summary.Shard]:
     return [batch_summary.Shard(*row) for row in rows]
 
 
-def _status_of(statuses: Sequence[str]) -> BatchStatus:
-    ended = set(statuses)
-    if JobStatus.CANCELLED.value in ended:
+def _status_of(statuses: Sequence[str], missing: int) -> BatchStatus:
+    if JobStatus.CANCELLED.value in statuses:
         return BatchStatus.CANCELLED
-    if JobStatus.FAILED.value not in ended:
+    if missing == 0:
         return BatchStatus.COMPLETED
-    return BatchStatus.COMPLETED_WITH_ERRORS if JobStatus.COMPLETED.value in ended else BatchStatus.FAILED
+    return BatchStatus.FAILED if missing == len(statuses) else BatchStatus.COMPLETED_WITH_ERRORS

@@ -134,7 +134,7 @@ class PartView(Response):
 
 
 class MissingShard(Response):
-    """A shard without results, and why."""
+    """A shard without results, or with a summary that cannot be read, and why."""
 
     shard: int
     job_id: str
@@ -161,7 +161,7 @@ class BatchSummary(Response):
     models_used: list[str]
     models_sha256: list[str]
     parts: list[PartView]
-    #: Shards that were not completed.
+    #: Shards without results.
     missing: list[MissingShard]
 
 

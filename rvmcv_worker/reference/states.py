@@ -72,9 +72,9 @@ class BatchStatus(str, Enum):
     CANCELLING = "cancelling"
     #: Final: every shard was completed. Single images may still have failed.
     COMPLETED = "completed"
-    #: Final: some shards were completed and some failed; ``missing`` names those.
+    #: Final: some shards have results and some have none; ``missing`` names those.
     COMPLETED_WITH_ERRORS = "completed_with_errors"
-    #: Final: no shard was completed.
+    #: Final: no shard has results.
     FAILED = "failed"
     #: Final: at least one shard was cancelled.
     CANCELLED = "cancelled"
