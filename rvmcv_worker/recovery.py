@@ -62,7 +62,12 @@ class Settlement(threading.Thread):
         services, condition = self._services, self._services.condition
         backoff = services.retry.backoff(longest_s=_AGAIN_MAX_S)
         while not condition.stopping.is_set():
-            unsettled = self._settle_all()
+            try:
+                unsettled = self._settle_all()
+            except sqlite3.Error:
+                logger.exception("the ledger cannot be read: tried again")
+                condition.stopping.wait(backoff.next_s())
+                continue
             if condition.stopping.is_set():
                 return
             condition.recover(SETTLEMENT)
@@ -81,12 +86,7 @@ class Settlement(threading.Thread):
 
     def _settle_all(self) -> int:
         """Settle each claim that nobody works on; returns how many could not be settled."""
-        failed = 0
-        try:
-            left = self._left()
-        except sqlite3.Error:
-            logger.exception("the ledger cannot be read: tried again")
-            return 1
+        left, failed = self._left(), 0
         if not self._services.condition.settled.is_set():
             self._inherited |= {row.claim_id for row in left}
         for row in left:
