@@ -6,11 +6,9 @@ types that a training of ours writes, and no trace of the machine it was made on
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-from rvmcv_worker.compute import pickle_scan, ultralytics_env
+from rvmcv_worker.compute import file_hash, pickle_scan, ultralytics_env
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.errors import ModelInvalidError
 
@@ -74,13 +72,5 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         "architecture": architecture,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "size_bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": file_hash.sha256(path),
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,0 +1,224 @@
+"""SAM2 on boxes, against the `sam2` package's own predictor."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from rvmcv_worker.compute import segmenter as segmenter_module
+from rvmcv_worker.compute.embedding_cache import EmbeddingCache
+from rvmcv_worker.compute.segmenter import Segmenter, open_segmenter
+from rvmcv_worker.errors import ModelInvalidError
+from tests import sam2_files
+
+#: Edge of the square that the quick tests encode, in pixels; a sixteenth of the work of 1024.
+SMALL_PX = 256
+PLENTY_BYTES = 1 << 30
+
+
+def _image(height: int = 90, width: int = 120, seed: int = 0) -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    rows, columns = np.arange(height) * 6 // height, np.arange(width) * 8 // width
+    return coarse[rows][:, columns]
+
+
+def _boxes(count: int, height: int = 90, width: int = 120) -> NDArray[np.float32]:
+    dice = np.random.default_rng(7)
+    corners = np.sort(dice.uniform(0, 1, (count, 2, 2)), axis=1)
+    return (corners * (width, height)).reshape(count, 4).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sam2_files.save(tmp_path_factory.mktemp("sam2") / "tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint: Path) -> Segmenter:
+    """A segmenter that keeps nothing."""
+    return open_segmenter(checkpoint, device="cpu", cache=None, image_px=SMALL_PX)
+
+
+class Counted:
+    """A segmenter, with how many images it has encoded."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.encoded = 0
+        segmenter._model.image_encoder.register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.encoded += 1
+
+    def masks(self, image: NDArray[np.uint8], count: int, key: str) -> NDArray[np.bool_]:
+        boxes = _boxes(count, *image.shape[:2])
+        return np.stack(list(self.segmenter.segment(image, boxes, image_key=key)))
+
+
+@pytest.fixture
+def counted(checkpoint: Path) -> Counted:
+    return Counted(
+        open_segmenter(checkpoint, device="cpu", cache=EmbeddingCache(PLENTY_BYTES), image_px=SMALL_PX)
+    )
+
+
+@pytest.fixture(scope="module")
+def at_full_edge(checkpoint: Path) -> Segmenter:
+    return open_segmenter(checkpoint, device="cpu", cache=EmbeddingCache(PLENTY_BYTES))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # the predictor's own
+def test_masks_equal_those_of_the_packages_predictor(at_full_edge: Segmenter) -> None:
+    image, boxes = _image(333, 500), _boxes(6, 333, 500)
+    masks = np.stack(list(at_full_edge.segment(image, boxes, image_key="a")))
+
+    predictor = SAM2ImagePredictor(at_full_edge._model)
+    chunk = segmenter_module._CHUNK["cpu"]
+    with at_full_edge._autocast():
+        predictor.set_image(np.ascontiguousarray(image[..., ::-1]))
+        theirs = [
+            predictor.predict(box=boxes[start : start + chunk], multimask_output=False)[0].reshape(
+                -1, 333, 500
+            )
+            for start in range(0, len(boxes), chunk)
+        ]
+        at_once = predictor.predict(box=boxes, multimask_output=False)[0][:, 0]
+
+    np.testing.assert_array_equal(masks, np.concatenate(theirs).astype(bool))
+    # All at once, sums are rounded in another order.
+    assert (masks != at_once.astype(bool)).mean() < 0.005
+    assert 0 < masks.mean() < 1, "masks of everything or nothing would show little"
+
+
+@pytest.mark.slow
+def test_a_second_question_costs_only_the_decoder(at_full_edge: Segmenter) -> None:
+    image, boxes = _image(seed=1), _boxes(1)
+    taken_s = []
+    for _ in range(2):
+        started_s = time.perf_counter()
+        list(at_full_edge.segment(image, boxes, image_key="b"))
+        taken_s.append(time.perf_counter() - started_s)
+    assert taken_s[1] < taken_s[0] / 5, taken_s
+
+
+def test_masks_are_bool_of_the_images_size_and_the_same_each_time(small: Segmenter) -> None:
+    image, boxes = _image(), _boxes(5)
+    first, second = (list(small.segment(image, boxes, image_key="a")) for _ in range(2))
+    assert [mask.shape for mask in first] == [(90, 120)] * 5
+    assert {mask.dtype for mask in first} == {np.dtype(bool)}
+    np.testing.assert_array_equal(first, second)
+
+
+def test_bgr_becomes_rgb(small: Segmenter) -> None:
+    """The predictor is given RGB; the same image with its channels swapped must be another one."""
+    image, boxes = _image(), _boxes(2)
+    swapped = np.ascontiguousarray(image[..., ::-1])
+    masks, other = (list(small.segment(each, boxes, image_key="a")) for each in (image, swapped))
+    assert not np.array_equal(masks, other)
+
+
+def test_an_image_is_encoded_once_for_all_boxes_and_all_questions(counted: Counted) -> None:
+    image = _image()
+    first = counted.masks(image, 7, "a")
+    assert counted.encoded == 1
+    second = counted.masks(image, 7, "a")
+    assert counted.encoded == 1, "the second question"
+    np.testing.assert_array_equal(first, second)
+    counted.masks(_image(seed=1), 1, "b")
+    assert counted.encoded == 2, "another image"
+
+
+def test_no_boxes_cost_nothing(counted: Counted) -> None:
+    assert list(counted.segmenter.segment(_image(), np.empty((0, 4), np.float32), image_key="a")) == []
+    assert counted.encoded == 0
+
+
+def test_without_room_every_question_is_encoded(checkpoint: Path) -> None:
+    off = Counted(open_segmenter(checkpoint, device="cpu", cache=EmbeddingCache(0), image_px=SMALL_PX))
+    for _ in range(2):
+        off.masks(_image(), 1, "a")
+    assert off.encoded == 2
+
+
+def test_two_models_do_not_share_what_they_keep(checkpoint: Path, tmp_path: Path) -> None:
+    cache = EmbeddingCache(PLENTY_BYTES)
+    other = sam2_files.save(tmp_path / "tiny.pt", {"model": sam2_files.weights(seed=1)})
+    first, second = (
+        Counted(open_segmenter(path, device="cpu", cache=cache, image_px=SMALL_PX))
+        for path in (checkpoint, other)
+    )
+    masks = [each.masks(_image(), 2, "a") for each in (first, second)]
+    assert (first.encoded, second.encoded) == (1, 1)
+    assert not np.array_equal(*masks)
+
+    again = Counted(open_segmenter(checkpoint, device="cpu", cache=cache, image_px=SMALL_PX))
+    np.testing.assert_array_equal(again.masks(_image(), 2, "a"), masks[0])
+    assert again.encoded == 0, "the same model, loaded again, finds what it kept"
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(-50, -50, 500, 500), (10, 10, 10, 10), (119, 89, 120, 90), (60, 50, 20, 10), (500, 500, 600, 600)],
+)
+def test_odd_boxes_have_masks_too(small: Segmenter, box: tuple[float, ...]) -> None:
+    (mask,) = small.segment(_image(), np.array([box], np.float32), image_key="a")
+    assert mask.shape == (90, 120)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 700), (700, 1), (2000, 30)])
+def test_odd_shapes_have_masks_of_their_own_shape(small: Segmenter, height: int, width: int) -> None:
+    boxes = np.array([(0, 0, width, height)], np.float32)
+    (mask,) = small.segment(_image(height, width), boxes, image_key="a")
+    assert mask.shape == (height, width)
+
+
+def test_masks_of_a_large_image_are_made_one_by_one(small: Segmenter) -> None:
+    """Forty masks of 12 megapixels: 480 MB together, and one or two of them at any time."""
+    height, width = 3000, 4000
+    image = np.zeros((height, width, 3), np.uint8)
+    tracemalloc.start()
+    seen = sum(1 for _ in small.segment(image, _boxes(40, height, width), image_key="a"))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen == 40
+    assert peak_bytes < 3 * height * width
+
+
+def test_a_question_broken_off_leaves_the_next_one_right(small: Segmenter) -> None:
+    image, boxes = _image(), _boxes(5)
+    whole = list(small.segment(image, boxes, image_key="a"))
+    broken: Iterator[NDArray[np.bool_]] = small.segment(image, boxes, image_key="a")
+    next(broken)
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    np.testing.assert_array_equal(list(small.segment(image, boxes, image_key="a")), whole)
+
+
+def test_a_fine_tuned_model_may_show_the_masks_of_boxes_alone(tmp_path: Path, checkpoint: Path) -> None:
+    path = sam2_files.save(tmp_path / "tuned.pt", multimask_fallback=False)
+    tuned, plain = (
+        open_segmenter(each, device="cpu", cache=None, image_px=SMALL_PX) for each in (path, checkpoint)
+    )
+    masks = [list(each.segment(_image(), _boxes(6), image_key="a")) for each in (tuned, plain)]
+    assert not np.array_equal(*masks)
+
+
+def test_it_says_how_large_and_how_exact_it_is(small: Segmenter) -> None:
+    weights_bytes = sum(tensor.numel() * 4 for tensor in sam2_files.weights().values())
+    assert weights_bytes <= small.memory_bytes < weights_bytes + (1 << 30)
+    assert small.precision in {"fp32", "bf16"}
+
+
+def test_what_is_no_sam2_model_is_not_opened(tmp_path: Path) -> None:
+    path = sam2_files.save(tmp_path / "model.pt", {"model": {}})
+    with pytest.raises(ModelInvalidError, match=r"model\.pt is a state dict of something else"):
+        open_segmenter(path, device="cpu", cache=None)
