@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from rvmcv_worker.compute import segmenter as segmenter_module
@@ -19,8 +21,8 @@ from rvmcv_worker.compute.segmenter import Segmenter, open_segmenter
 from rvmcv_worker.errors import ModelInvalidError
 from tests import sam2_files
 
-#: Edge of the square that the quick tests encode, in pixels; a sixteenth of the work of 1024.
-SMALL_PX = 256
+#: Edge of the square that the quick tests encode, in pixels; 1.6 % of the work of 1024.
+SMALL_PX = 128
 PLENTY_BYTES = 1 << 30
 
 
@@ -48,26 +50,29 @@ def small(checkpoint: Path) -> Segmenter:
 
 
 class Counted:
-    """A segmenter, with how many images it has encoded."""
+    """The images that a model has encoded, whoever asked."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
-        self.segmenter = segmenter
+    def __init__(self, model: SAM2Base) -> None:
+        self.model = model
         self.encoded = 0
-        segmenter._model.image_encoder.register_forward_hook(self._count)
 
-    def _count(self, *_: object) -> None:
+    def segmenter(self, cache: EmbeddingCache, sha256: str = "0" * 64) -> Segmenter:
+        return Segmenter(self.model, sha256, device=torch.device("cpu"), cache=cache)
+
+    def count(self, *_: object) -> None:
         self.encoded += 1
-
-    def masks(self, image: NDArray[np.uint8], count: int, key: str) -> NDArray[np.bool_]:
-        boxes = _boxes(count, *image.shape[:2])
-        return np.stack(list(self.segmenter.segment(image, boxes, image_key=key)))
 
 
 @pytest.fixture
-def counted(checkpoint: Path) -> Counted:
-    return Counted(
-        open_segmenter(checkpoint, device="cpu", cache=EmbeddingCache(PLENTY_BYTES), image_px=SMALL_PX)
-    )
+def counted(small: Segmenter) -> Iterator[Counted]:
+    counted = Counted(small._model)
+    hook = counted.model.image_encoder.register_forward_hook(counted.count)
+    yield counted
+    hook.remove()
+
+
+def _masks(segmenter: Segmenter, image: NDArray[np.uint8], count: int, key: str) -> NDArray[np.bool_]:
+    return np.stack(list(segmenter.segment(image, _boxes(count, *image.shape[:2]), image_key=key)))
 
 
 @pytest.fixture(scope="module")
@@ -127,42 +132,38 @@ def test_bgr_becomes_rgb(small: Segmenter) -> None:
 
 
 def test_an_image_is_encoded_once_for_all_boxes_and_all_questions(counted: Counted) -> None:
-    image = _image()
-    first = counted.masks(image, 7, "a")
+    segmenter = counted.segmenter(EmbeddingCache(PLENTY_BYTES))
+    first = _masks(segmenter, _image(), 7, "a")
     assert counted.encoded == 1
-    second = counted.masks(image, 7, "a")
+    second = _masks(segmenter, _image(), 7, "a")
     assert counted.encoded == 1, "the second question"
     np.testing.assert_array_equal(first, second)
-    counted.masks(_image(seed=1), 1, "b")
+    _masks(segmenter, _image(seed=1), 1, "b")
     assert counted.encoded == 2, "another image"
 
 
 def test_no_boxes_cost_nothing(counted: Counted) -> None:
-    assert list(counted.segmenter.segment(_image(), np.empty((0, 4), np.float32), image_key="a")) == []
+    segmenter = counted.segmenter(EmbeddingCache(PLENTY_BYTES))
+    assert list(segmenter.segment(_image(), np.empty((0, 4), np.float32), image_key="a")) == []
     assert counted.encoded == 0
 
 
-def test_without_room_every_question_is_encoded(checkpoint: Path) -> None:
-    off = Counted(open_segmenter(checkpoint, device="cpu", cache=EmbeddingCache(0), image_px=SMALL_PX))
+def test_without_room_every_question_is_encoded(counted: Counted) -> None:
+    segmenter = counted.segmenter(EmbeddingCache(0))
     for _ in range(2):
-        off.masks(_image(), 1, "a")
-    assert off.encoded == 2
+        _masks(segmenter, _image(), 1, "a")
+    assert counted.encoded == 2
 
 
-def test_two_models_do_not_share_what_they_keep(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_is_kept_belongs_to_a_model_and_outlives_its_loading(counted: Counted) -> None:
     cache = EmbeddingCache(PLENTY_BYTES)
-    other = sam2_files.save(tmp_path / "tiny.pt", {"model": sam2_files.weights(seed=1)})
-    first, second = (
-        Counted(open_segmenter(path, device="cpu", cache=cache, image_px=SMALL_PX))
-        for path in (checkpoint, other)
-    )
-    masks = [each.masks(_image(), 2, "a") for each in (first, second)]
-    assert (first.encoded, second.encoded) == (1, 1)
-    assert not np.array_equal(*masks)
+    for sha256, encoded in (("a" * 64, 1), ("b" * 64, 2), ("a" * 64, 2)):
+        _masks(counted.segmenter(cache, sha256), _image(), 1, "a")
+        assert counted.encoded == encoded
 
-    again = Counted(open_segmenter(checkpoint, device="cpu", cache=cache, image_px=SMALL_PX))
-    np.testing.assert_array_equal(again.masks(_image(), 2, "a"), masks[0])
-    assert again.encoded == 0, "the same model, loaded again, finds what it kept"
+
+def test_a_model_is_known_by_the_sha256_of_its_file(small: Segmenter, checkpoint: Path) -> None:
+    assert small._sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -182,14 +183,14 @@ def test_odd_shapes_have_masks_of_their_own_shape(small: Segmenter, height: int,
 
 
 def test_masks_of_a_large_image_are_made_one_by_one(small: Segmenter) -> None:
-    """Forty masks of 12 megapixels: 480 MB together, and one or two of them at any time."""
+    """Twelve masks of 12 megapixels: 144 MB together, and one or two of them at any time."""
     height, width = 3000, 4000
     image = np.zeros((height, width, 3), np.uint8)
     tracemalloc.start()
-    seen = sum(1 for _ in small.segment(image, _boxes(40, height, width), image_key="a"))
+    seen = sum(1 for _ in small.segment(image, _boxes(12, height, width), image_key="a"))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seen == 40
+    assert seen == 12
     assert peak_bytes < 3 * height * width
 
 
@@ -203,12 +204,10 @@ def test_a_question_broken_off_leaves_the_next_one_right(small: Segmenter) -> No
     np.testing.assert_array_equal(list(small.segment(image, boxes, image_key="a")), whole)
 
 
-def test_a_fine_tuned_model_may_show_the_masks_of_boxes_alone(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_fine_tuned_model_may_show_the_masks_of_boxes_alone(tmp_path: Path, small: Segmenter) -> None:
     path = sam2_files.save(tmp_path / "tuned.pt", multimask_fallback=False)
-    tuned, plain = (
-        open_segmenter(each, device="cpu", cache=None, image_px=SMALL_PX) for each in (path, checkpoint)
-    )
-    masks = [list(each.segment(_image(), _boxes(6), image_key="a")) for each in (tuned, plain)]
+    tuned = open_segmenter(path, device="cpu", cache=None, image_px=SMALL_PX)
+    masks = [_masks(each, _image(), 6, "a") for each in (tuned, small)]
     assert not np.array_equal(*masks)
 
 
