@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -62,11 +63,10 @@ def test_a_result_that_grows_too_large_is_told_before_it_is_whole() -> None:
     count = 300
     writer = ResultWriter(found(count), NAMES, MaskFormat.PNG)
     passing = writer.with_masks(noise for _ in range(count))
-    for _ in range(10):
-        next(passing)
+    first = list(itertools.islice(passing, 10))
+    assert len(first) == 10
     with pytest.raises(UnsupportedJobError, match="the masks of 300 detections take more than 16 MiB as png"):
-        for _ in range(20):
-            next(passing)
+        list(itertools.islice(passing, 20))
 
 
 def test_a_result_of_many_detections_alone_fits() -> None:
