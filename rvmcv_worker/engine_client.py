@@ -8,26 +8,32 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
 
 from rvmcv_worker import workspace
+from rvmcv_worker.engine_exports import EngineExports
 from rvmcv_worker.engine_files import EngineFiles
 from rvmcv_worker.engine_keeper import EngineKeeper, InferResult, Pending
 from rvmcv_worker.engine_process import Machine
 from rvmcv_worker.engine_wire import Backend, Model, Options, Queue, Request, Segmenter, Trust
-from rvmcv_worker.errors import WorkerStoppedError
+from rvmcv_worker.errors import ModelUnavailableError, WorkerStoppedError
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.protocol import EngineStatus
-from rvmcv_worker.workspace import Workspace
 
 __all__ = ["Ask", "Engines", "InferResult"]
 
 _GB = 1024**3
 #: Seconds between two looks at whether a job that waits for an answer shall end.
 _INTERRUPT_S = 0.25
+#: What a request names until it is known which device its engine has.
+_TORCH = Backend("torch-cpu", "fp32")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Engines:
     def __init__(self, machine: Machine, store: ModelStore) -> None:
         self.store = store
         self._ids = itertools.count(1)
-        self._engines = {trust: _Engine(trust, machine, store) for trust in Trust}
+        self._exports = EngineExports(machine, store)
+        self._engines = {trust: _Engine(trust, machine, store, self._exports) for trust in Trust}
 
     def infer(self, ask: Ask, image: bytes, *, interrupt: Interrupt) -> InferResult:
         """Return the answer, when it has come; raises `JobError`, or what the job's `interrupt` asks for."""
@@ -78,6 +85,7 @@ class Engines:
         """End both; what is under way fails as `worker_stopped`."""
         for engine in self._engines.values():
             engine.close()
+        self._exports.close()
 
     def _submit(self, ask: Ask, image: bytes) -> Pending:
         return self._engines[ask.trust].submit(next(self._ids), ask, image)
@@ -86,11 +94,13 @@ class Engines:
 class _Engine:
     """One trust class's keeper, and the files of its engine."""
 
-    def __init__(self, trust: Trust, machine: Machine, store: ModelStore) -> None:
+    def __init__(self, trust: Trust, machine: Machine, store: ModelStore, exports: EngineExports) -> None:
         settings = machine.settings
-        # No job's id begins like this.
-        self._place = Workspace(settings.work_dir / f"_engine-{trust.value}", f"engine-{trust.value}", 1)
+        self._name = f"engine-{trust.value}"
+        self._work_dir = settings.work_dir
+        self._place = workspace.own(settings.work_dir, self._name)
         self._store = store
+        self._exports = exports
         self._files = EngineFiles(self._place.in_dir, int(settings.inference.engine_memory_gb * _GB))
         self._lock = threading.Lock()
         self._closed = False
@@ -99,24 +109,45 @@ class _Engine:
     def submit(self, request_id: int, ask: Ask, image: bytes) -> Pending:
         self._begin()
         with contextlib.ExitStack() as taken:
-            model = Model(ask.model_sha256, self._take(ask.model_sha256, taken), self._backend())
+            model = Model(ask.model_sha256, self._take_model(ask.model_sha256, taken), _TORCH)
             segmenter = None
             if ask.segmenter_sha256:
-                segmenter = Segmenter(ask.segmenter_sha256, self._take(ask.segmenter_sha256, taken))
-            pending = Pending(Request(request_id, ask.queue, model, ask.options, segmenter), image)
+                segmenter = Segmenter(ask.segmenter_sha256, self._take_model(ask.segmenter_sha256, taken))
+            gpu = self.keeper.device()
+            request = Request(request_id, ask.queue, model, ask.options, segmenter)
+            pending = Pending(request, image, measured=self._take_export(ask, gpu, taken), measured_on=gpu)
             release = taken.pop_all()
         pending.future.add_done_callback(lambda _: release.close())
         self.keeper.submit(pending)
         return pending
 
-    def _take(self, sha256: str, taken: contextlib.ExitStack) -> str:
-        name = f"models/{sha256}.pt"
-        path = self._files.take(name, lambda path: self._store.place(sha256, path))
+    def _take_model(self, sha256: str, taken: contextlib.ExitStack) -> str:
+        return self._take(f"models/{sha256}.pt", lambda path: self._store.place(sha256, path), taken)
+
+    def _take_export(self, ask: Ask, gpu: int | None, taken: contextlib.ExitStack) -> Backend | None:
+        """Return what was found to run the model fastest, its files at the engine's hand."""
+        key = self._exports.key(ask.model_sha256, ask.options.imgsz, gpu)
+        choice = self._exports.find(key, gpu)
+        if choice is None:
+            return None
+        path = None
+        if choice.files:
+            try:
+                directory = self._take(
+                    f"exports/{key.directory_name}",
+                    lambda into: self._exports.place(key, choice, into),
+                    taken,
+                )
+            except ModelUnavailableError as error:
+                logger.warning("{}", error.message)
+                return None
+            path = f"{directory}/{choice.files[0].name}"
+        return Backend(choice.chosen.backend, choice.chosen.precision, path)
+
+    def _take(self, name: str, place: Callable[[Path], None], taken: contextlib.ExitStack) -> str:
+        path = self._files.take(name, place)
         taken.callback(self._files.give_back, name)
         return path
-
-    def _backend(self) -> Backend:
-        return Backend("torch-cpu", "fp32")
 
     def _begin(self) -> None:
         """Make the directories and start the thread, once, when the first request comes."""
@@ -125,9 +156,7 @@ class _Engine:
                 raise WorkerStoppedError("the worker was stopped")
             if self.keeper.is_alive():
                 return
-            workspace.wipe(self._place.root)
-            for directory in (self._place.root, self._place.in_dir, self._place.out_dir):
-                directory.mkdir(mode=0o700, parents=True)
+            workspace.make_own(self._work_dir, self._name)
             self.keeper.start()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import selectors
 import threading
@@ -22,7 +23,7 @@ from loguru import logger
 from rvmcv_worker import engine_answer
 from rvmcv_worker.engine_answer import AnswerError, Ready, Said
 from rvmcv_worker.engine_process import EngineFaultError, EngineProcess, Machine
-from rvmcv_worker.engine_wire import Request, Stage, Trust
+from rvmcv_worker.engine_wire import Backend, Request, Stage, Trust
 from rvmcv_worker.errors import (
     InternalError,
     JobError,
@@ -59,6 +60,9 @@ class Pending:
 
     request: Request
     image: bytes
+    #: What runs the model fastest on the GPU `measured_on`, or on the CPU (None); None: nothing is known.
+    measured: Backend | None = None
+    measured_on: int | None = None
     future: Future[InferResult] = field(default_factory=Future)
     #: What the engine does with it; None while it waits for its turn.
     stage: Stage | None = None
@@ -71,6 +75,15 @@ class Pending:
         """Say that nobody waits for the answer any more: it is not repeated after a crash."""
         self.abandoned = True
         self.future.cancel()
+
+
+def _request_on(gpu: int | None, pending: Pending) -> Request:
+    """Return the request with the backend for the device that the engine has got."""
+    backend = pending.measured
+    if backend is None or pending.measured_on != gpu:
+        backend = Backend("torch-cpu" if gpu is None else "torch-cuda", "fp32")
+    request = pending.request
+    return dataclasses.replace(request, model=dataclasses.replace(request.model, backend=backend))
 
 
 class EngineKeeper(threading.Thread):
@@ -106,6 +119,11 @@ class EngineKeeper(threading.Thread):
         """Have a request answered; its future is told."""
         self._inbox.append(pending)
         os.eventfd_write(self._wake_fd, 1)
+
+    def device(self) -> int | None:
+        """Return the GPU that the engine has, or would get if it were started now; None for the CPU."""
+        engine = self._engine
+        return engine.gpu if engine else self._machine.choose_gpu()
 
     def status(self) -> EngineStatus:
         """Return how the engine is at this moment; for any thread."""
@@ -193,7 +211,7 @@ class EngineKeeper(threading.Thread):
             self._heard_s = time.monotonic()  # until now there was nothing to be said
         pending.stage, pending.frames = None, 0
         self._in_flight[pending.request.id] = pending
-        engine.send(pending.request, pending.image)
+        engine.send(_request_on(engine.gpu, pending), pending.image)
 
     def _start(self) -> None:
         self._is_ready = False

@@ -14,7 +14,7 @@ from typing import Any
 
 from rvmcv_worker import framing, workspace
 from rvmcv_worker.child_log import ChildLog
-from rvmcv_worker.config import Settings
+from rvmcv_worker.config import LimitSettings, Settings
 from rvmcv_worker.engine_answer import MAX_PAYLOAD_BYTES
 from rvmcv_worker.engine_wire import Request
 from rvmcv_worker.errors import JobCrashedError, JobError, OutOfMemoryError
@@ -63,10 +63,26 @@ class Machine:
         }
         return max(free, key=lambda index: free[index], default=None)
 
-    def gpu_memory_fraction(self, index: int) -> float:
+    def device_numbers(self, gpu: int | None) -> tuple[int, ...]:
+        """Return the N of the `/dev/nvidiaN` that a child on this GPU, or on the CPU, may use."""
+        return () if gpu is None else (self.gpus.identity(gpu).device_number,)
+
+    def gpu_memory_fraction(self, gpu: int | None) -> float:
         """Return the share of a GPU's memory that an engine may take: half of the part that both have."""
+        if gpu is None:
+            return 1.0
         part_bytes = self.settings.limits.engine_gpu_memory_gb * _GB / 2
-        return min(1.0, part_bytes / self.gpus.identity(index).memory_total_bytes)
+        return min(1.0, part_bytes / self.gpus.identity(gpu).memory_total_bytes)
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """What an engine may hold at most; from half of it on it drops models by itself."""
+        return int(2 * self.settings.inference.engine_memory_gb * _GB)
+
+    @property
+    def limits(self) -> LimitSettings:
+        """The limits of a child that is none of a job's."""
+        return self.settings.limits.model_copy(update={"max_job_memory_gb": self.memory_limit_bytes / 1e9})
 
 
 class EngineProcess:
@@ -76,7 +92,7 @@ class EngineProcess:
         """Start it. Raises `JobError` when that cannot be done."""
         settings = machine.settings
         self._machine = machine
-        self._limit_bytes = int(2 * settings.inference.engine_memory_gb * _GB)
+        self._limit_bytes = machine.memory_limit_bytes
         self.gpu = machine.choose_gpu()
         self.device = "the CPU" if self.gpu is None else f"GPU {self.gpu}"
         #: What it held when it was looked at last.
@@ -98,11 +114,11 @@ class EngineProcess:
                 [*CHILD, NAME],
                 workspace=place,
                 writable=NAME,
-                gpus=() if self.gpu is None else (machine.gpus.identity(self.gpu).device_number,),
-                gpu_memory_fraction=1.0 if self.gpu is None else machine.gpu_memory_fraction(self.gpu),
+                gpus=machine.device_numbers(self.gpu),
+                gpu_memory_fraction=machine.gpu_memory_fraction(self.gpu),
                 keep_fds=(theirs.fileno(),),
                 output=log_write_fd,
-                limits=settings.limits.model_copy(update={"max_job_memory_gb": self._limit_bytes / 1e9}),
+                limits=machine.limits,
                 spawner=machine.spawner,
             )
         except BaseException:

@@ -220,6 +220,21 @@ def make(work_dir: Path, job_id: str, attempt: int) -> Iterator[Workspace]:
         _wipe_or_say(workspace.root)
 
 
+def own(work_dir: Path, name: str) -> Workspace:
+    """Return a workspace of the daemon's own: no job's id begins with `_`."""
+    return Workspace(work_dir / f"_{name}", name, 1)
+
+
+def make_own(work_dir: Path, name: str) -> Workspace:
+    """Make an empty workspace of the daemon's own; whoever has it wipes it."""
+    workspace = own(work_dir, name)
+    work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wipe(workspace.root)
+    for directory in (workspace.root, workspace.in_dir, workspace.out_dir):
+        directory.mkdir(mode=0o700)
+    return workspace
+
+
 def _wipe_or_say(root: Path) -> None:
     try:
         wipe(root)

@@ -58,7 +58,12 @@ def make(tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> 
         settings = Settings.model_validate(
             {
                 "worker": {"state_dir": tmp_path / "state", "gpu": "none"},
-                "inference": {"infer_timeout_s": 20.0, "engine_idle_s": 60.0, **inference},
+                "inference": {
+                    "backend": "torch",
+                    "infer_timeout_s": 20.0,
+                    "engine_idle_s": 60.0,
+                    **inference,
+                },
             }
         )
         made.append(Engines(Machine(settings, PlainProcess(), spawner, Gpus(settings)), store))

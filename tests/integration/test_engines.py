@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -22,20 +24,16 @@ from rvmcv_worker.errors import JobCrashedError, TimedOutError
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.spawner import Spawner
+from tests.worker_process import eventually
 
 _TIMEOUT_S = 60.0
 Act = Callable[[signal.Signals], None]
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    """One for the module: a fresh process costs seconds, and each test also shows that it goes on."""
-    tmp_path = tmp_path_factory.mktemp("engines")
+@contextlib.contextmanager
+def _engines(state_dir: Path, **inference: object) -> Iterator[Engines]:
     settings = Settings.model_validate(
-        {
-            "worker": {"state_dir": tmp_path / "state", "gpu": "none"},
-            "inference": {"backend": "torch", "infer_timeout_s": 4.0},
-        }
+        {"worker": {"state_dir": state_dir, "gpu": "none"}, "inference": inference}
     )
     spawner = Spawner()
     store = ModelStore(settings.model_store_dir, 1 << 30)
@@ -43,7 +41,14 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     yield engines
     engines.close()
     spawner.close()
-    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """One for the module: a fresh process costs seconds, and each test also shows that it goes on."""
+    state_dir = tmp_path_factory.mktemp("engines")
+    with _engines(state_dir, backend="torch", infer_timeout_s=4.0) as engines:
+        yield engines
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +138,25 @@ def test_of_what_ends_or_hangs_it_each_time_beside_others_only_that_fails(
     with pytest.raises(error):
         futures[1].result(_TIMEOUT_S)
     assert _seen(engines.submit(ask, images[2])) == expected[2]
+
+
+@pytest.mark.slow
+def test_torch_answers_until_the_fastest_backend_is_known_and_a_restart_knows_it_at_once(
+    tmp_path: Path, shared: Path, images: list[bytes]
+) -> None:
+    with _engines(tmp_path) as engines:
+        sha256 = engines.store.add(shared / "models" / "pet_hdpe_yolo11n.pt")
+        ask = Ask(Trust.APPROVED, Queue.INTERACTIVE, sha256, Options(imgsz=160))
+
+        def backend(asked: Engines) -> str:
+            told: str = asked.submit(ask, images[0]).result(_TIMEOUT_S).result["backend"]
+            return told
+
+        assert backend(engines) == "torch-cpu"
+        choices = tmp_path / "models" / "exports"
+        eventually(lambda: list(choices.glob("*/choice.json")), timeout_s=200)
+        (stored,) = choices.glob("*/choice.json")
+        chosen = json.loads(stored.read_bytes())["choice"]["chosen"]["backend"]
+        eventually(lambda: backend(engines) == chosen)
+    with _engines(tmp_path) as engines:
+        assert backend(engines) == chosen
