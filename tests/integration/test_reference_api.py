@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import requests
+from sqlalchemy import create_engine
 
 from rvmcv_worker.reference.server import ReferenceServer
 from tests.reference_process import CLI
@@ -289,6 +291,21 @@ def test_openapi_document_describes_every_call(server: ReferenceServer) -> None:
             assert operation["description"], (method, path)
             assert operation["security"] == [{"HTTPBearer": []}], (method, path)
     assert "Finish" in document["components"]["schemas"]
+    assert document["paths"].keys() >= {
+        f"/api/v1/cv/{path}" for path in ("inference", "batch-inference", "playground-inference", "alerts")
+    }
+
+
+def test_openapi_document_refers_to_nothing_that_it_does_not_have(server: ReferenceServer) -> None:
+    text = requests.get(server.url + "/openapi.json", timeout=10).text
+    document = json.loads(text)
+    for reference in set(re.findall(r'"\$ref": ?"([^"]*)"', text)):
+        assert reference.startswith("#/components/schemas/")
+        assert reference.rpartition("/")[2] in document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if method in ("post", "put") and not path.endswith(("activate", "acknowledge")):
+                assert operation["requestBody"]["content"], (method, path)
 
 
 @contextlib.contextmanager
@@ -341,6 +358,45 @@ def test_command_line_says_what_is_wrong(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_database_of_an_older_version_is_brought_up_to_date(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    database_url = f"sqlite:///{tmp_path / 'old.db'}"
+    if kind == "postgresql":
+        database_url = request.getfixturevalue("postgres").new_database()
+    dropped = {
+        "cv_inference_jobs": ("batch_id", "shard", "asked_by"),
+        "cv_inference_logs": ("comparison", "summary"),
+        "cv_workers": ("silence_told",),
+    }
+    with ReferenceServer(reap=False, database_url=database_url) as server:
+        old = server.queue_inference({"image_url": "s3://a/b"})
+    engine = create_engine(database_url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def change(*statements: str) -> None:
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+
+    drop_index = "DROP INDEX ix_cv_inference_jobs_batch_id"
+    change(drop_index, "DROP TABLE cv_alerts")
+    change(*(f"ALTER TABLE {table} DROP COLUMN {name}" for table, names in dropped.items() for name in names))
+    (tmp_path / "m").write_bytes(b"m")
+    with ReferenceServer(reap=False, database_url=database_url) as server:
+        version = uuid.uuid4().hex[:8]
+        server.add_model(tmp_path / "m", model_name="yolo11", version=version)
+        new = server.request_inference(image_url="s3://a/b", model_version=version)
+        worker = Talker(server, "inference")
+        for job_id in (old, new):
+            answer = worker.finish(job_id, worker.take(job_id), "completed", result={"detections": []})
+            assert answer.status_code == 200
+        assert [log["job_id"] for log in server.inference_logs()] == [old, new]
+    # It is there again.
+    change(drop_index)
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from rvmcv_worker.reference.files import send_object
 from rvmcv_worker.reference.inference_tables import Batch
 from rvmcv_worker.reference.laravel import invalid, invalid_fields
 from rvmcv_worker.reference.limits import FORM, StrictJsonRoute
-from rvmcv_worker.reference.routes.inference import Page, PerPage, form_body
+from rvmcv_worker.reference.routes.forms import form_body
+from rvmcv_worker.reference.routes.inference import Page, PerPage
 from rvmcv_worker.reference.services import InServices, Services
 from rvmcv_worker.reference.storage import CHUNK_BYTES, ObjectMissingError
 from rvmcv_worker.reference.wire import Sha256
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/api/v1/cv", tags=["inference"], route_class=StrictJs
 BODY = form_body(
     inference_wire.BatchFields.model_json_schema(),
     "manifest",
-    inference_wire.BatchRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+    inference_wire.BatchRequest.model_json_schema(),
 )
 
 

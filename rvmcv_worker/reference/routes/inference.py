@@ -18,6 +18,7 @@ from rvmcv_worker.reference.inference_tables import InferenceJob
 from rvmcv_worker.reference.jobs import find_job, queue_position
 from rvmcv_worker.reference.laravel import invalid, invalid_fields
 from rvmcv_worker.reference.limits import StrictJsonRoute
+from rvmcv_worker.reference.routes.forms import form_body
 from rvmcv_worker.reference.services import InServices, Services
 from rvmcv_worker.reference.states import FINAL, Ability, JobStatus
 from rvmcv_worker.reference.storage import ObjectMissingError
@@ -34,16 +35,6 @@ Page = Annotated[int, Query(ge=1)]
 PerPage = Annotated[int, Query(ge=1, le=200)]
 
 router = APIRouter(prefix="/api/v1/cv", tags=["inference"], route_class=StrictJsonRoute)
-
-
-def form_body(schema: dict[str, Any], file: str, json_schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a form with these fields and one file."""
-    fields = {**schema, "properties": {**schema["properties"], file: {"type": "string", "format": "binary"}}}
-    fields["required"] = [*schema.get("required", []), file]
-    content = {"multipart/form-data": {"schema": fields}}
-    if json_schema is not None:
-        content["application/json"] = {"schema": json_schema}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 @router.post("/inference", response_model=inference_wire.InferenceAnswer, responses=NOT_YET)

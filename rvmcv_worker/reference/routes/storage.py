@@ -17,6 +17,7 @@ from rvmcv_worker.reference.auth import AsAdmin, AsWorkerOrAdmin
 from rvmcv_worker.reference.files import received, send_object
 from rvmcv_worker.reference.laravel import invalid, invalid_fields
 from rvmcv_worker.reference.refused import FieldRefusedError
+from rvmcv_worker.reference.routes.forms import form_body
 from rvmcv_worker.reference.services import InServices, Services
 from rvmcv_worker.reference.states import Ability
 from rvmcv_worker.reference.storage import ObjectMissingError
@@ -24,28 +25,29 @@ from rvmcv_worker.reference.tables import Dataset, ModelVersion, TrainingJob
 
 router = APIRouter(prefix="/api/v1/cv", tags=["storage"])
 
-UPLOAD_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model_name", "version", "model_file"],
-                    "properties": {
-                        "model_name": {"type": "string"},
-                        "version": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$"},
-                        "model_file": {"type": "string", "format": "binary"},
-                        "metrics": {"type": "string", "description": "JSON"},
-                        "training_job_id": {"type": "integer"},
-                        "lease_token": {"type": "string"},
-                    },
-                }
-            },
-            "application/json": {"schema": wire.StoredModelUpload.model_json_schema()},
+UPLOAD_BODY = form_body(
+    {
+        "type": "object",
+        "required": ["model_name", "version"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "version": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$"},
+            "metrics": {"type": "string", "description": "JSON"},
+            "training_job_id": {"type": "integer"},
+            "lease_token": {"type": "string"},
         },
-    }
-}
+    },
+    "model_file",
+    wire.StoredModelUpload.model_json_schema(),
+)
+DATASET_BODY = form_body(
+    {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string"}, "images_count": {"type": "integer"}},
+    },
+    "file",
+)
 
 
 @router.get("/datasets/{dataset_id}", response_model=wire.DatasetShown)
@@ -72,7 +74,7 @@ def download_dataset(
     return _send(services, request, dataset.path, dataset.sha256)
 
 
-@router.post("/datasets", status_code=201, response_model=DatasetView)
+@router.post("/datasets", status_code=201, response_model=DatasetView, openapi_extra=DATASET_BODY)
 async def add_dataset(request: Request, services: InServices, _who: AsAdmin) -> DatasetView | Response:
     """Store a data set's archive: a form with `name`, `file` and, optional, `images_count`."""
     async with request.form() as form:
