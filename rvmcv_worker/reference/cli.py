@@ -10,29 +10,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from rvmcv_worker.reference.client import Client, ClientError
+from rvmcv_worker.reference.cli_common import (
+    DEFAULT_DATA_DIR,
+    DataDir,
+    TokenFile,
+    Url,
+    client_of,
+    console,
+    errors,
+    option_of,
+    table_with,
+)
+from rvmcv_worker.reference.cli_inference import app as inference
+from rvmcv_worker.reference.client import ClientError
 from rvmcv_worker.reference.settings import Gate, Settings, Timing
-from rvmcv_worker.reference.state_file import FILE_NAME, State
+from rvmcv_worker.reference.state_file import FILE_NAME
 
 app = typer.Typer(
     help="The reference RVM-Server: what rvmcv-worker is tried, tested and integrated against.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-# A pipe has no width: what reads it wants whole lines.
-console = Console(width=None if sys.stdout.isatty() else 250)
-errors = Console(stderr=True)
-
-DEFAULT_DATA_DIR = (
-    Path(os.environ.get("XDG_STATE_HOME", str(Path.home() / ".local/state"))) / "rvmcv-reference"
-)
-DataDir = Annotated[Path, typer.Option(help="Where the server keeps everything, its tokens too.")]
-Url = Annotated[str | None, typer.Option(help="The server's URL, when it is not on this machine.")]
-TokenFile = Annotated[Path | None, typer.Option(help="A file that holds an admin token, with --url.")]
+app.add_typer(inference)
 
 
 class AbilityName(str, Enum):
@@ -65,6 +66,10 @@ def serve(
     gates: Annotated[str, typer.Option(help="Gates before upload-model: nginx,php,mimes.")] = "",
     auto_activate: Annotated[bool, typer.Option(help="Activate a model that was proven better.")] = False,
     redirect_downloads: Annotated[bool, typer.Option(help="Answer download-model with a 302.")] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images of a batch that one job gets.")] = 10_000,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="Alerts are POSTed there; signed, if RVMCV_WEBHOOK_SECRET is set.")
+    ] = None,
     lease_s: Annotated[float, typer.Option(help="Lease of a training.")] = 900.0,
     report_interval_s: Annotated[float, typer.Option(help="Least time between progress reports.")] = 2.0,
     status_idle_s: Annotated[float, typer.Option(help="Worker-status interval, idle.")] = 10.0,
@@ -90,6 +95,10 @@ def serve(
         gates=_gates(gates),
         auto_activate=auto_activate,
         redirect_downloads=redirect_downloads,
+        shard_size=shard_size,
+        webhook_url=webhook_url,
+        # From the environment alone: a command line is read by everyone on the machine.
+        webhook_secret=os.environ.get("RVMCV_WEBHOOK_SECRET") or None,
     )
     signals = {signal.SIGINT, signal.SIGTERM}
     # Blocked before any thread is made, so that only `sigwait` below receives them.
@@ -125,7 +134,7 @@ def token(
     token_file: TokenFile = None,
 ) -> None:
     """Make a token and print it, this once."""
-    client = _client(data_dir, url, token_file)
+    client = client_of(data_dir, url, token_file)
     made = client.post("/api/v1/cv/tokens", {"name": name, "abilities": [ability.value]})
     # Bare, so that it can be piped into a file.
     typer.echo(made["token"])
@@ -150,7 +159,7 @@ def train(
     token_file: TokenFile = None,
 ) -> None:
     """Queue a training and print its id."""
-    client = _client(data_dir, url, token_file)
+    client = client_of(data_dir, url, token_file)
     fields: dict[str, Any] = {
         "job_type": job_type,
         "base_model": base_model,
@@ -158,7 +167,7 @@ def train(
         "img_size": img_size,
         "batch_size": batch_size,
         "priority": priority,
-        "options": dict(_option(text) for text in option or []),
+        "options": dict(option_of(text) for text in option or []),
     }
     if dataset.isdecimal():
         fields["dataset_id"] = int(dataset)
@@ -172,8 +181,8 @@ def train(
 @app.command()
 def jobs(data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: TokenFile = None) -> None:
     """List trainings, newest first."""
-    page = _client(data_dir, url, token_file).get("/api/v1/cv/training-jobs?per_page=50")
-    table = _table("job", "type", "status", "progress", "attempt", "error", "created")
+    page = client_of(data_dir, url, token_file).get("/api/v1/cv/training-jobs?per_page=50")
+    table = table_with("job", "type", "status", "progress", "attempt", "error", "created")
     for job in page["data"]:
         done = "" if job["fraction"] is None else f"{100 * job['fraction']:.0f} % {job['phase'] or ''}"
         cells = (job["job_id"], job["job_type"], job["status"], done, job["attempt"] or "")
@@ -186,14 +195,14 @@ def cancel(
     job_id: str, data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: TokenFile = None
 ) -> None:
     """Cancel a job."""
-    typer.echo(_client(data_dir, url, token_file).cancel(job_id)["status"])
+    typer.echo(client_of(data_dir, url, token_file).cancel(job_id)["status"])
 
 
 @app.command()
 def models(data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: TokenFile = None) -> None:
     """List models, newest first."""
-    table = _table("id", "name", "version", "MB", "state", "sha256")
-    for model in _client(data_dir, url, token_file).get("/api/v1/cv/models"):
+    table = table_with("id", "name", "version", "MB", "state", "sha256")
+    for model in client_of(data_dir, url, token_file).get("/api/v1/cv/models"):
         state = "active" if model["is_active"] else "" if model["usable"] else "unfinished"
         cells = (model["id"], model["model_name"], model["version"], model["file_size_mb"], state)
         table.add_row(*(escape(str(cell)) for cell in (*cells, model["sha256_hash"])))
@@ -210,7 +219,7 @@ def add_model(
     token_file: TokenFile = None,
 ) -> None:
     """Store a base model, so that trainings can name it, and print its id."""
-    client = _client(data_dir, url, token_file)
+    client = client_of(data_dir, url, token_file)
     typer.echo(client.upload_model(file, name, version or file.name)["data"]["model_id"])
 
 
@@ -219,16 +228,8 @@ def activate(
     model_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: TokenFile = None
 ) -> None:
     """Make a model the active one of its name; an older one too, which is a roll-back."""
-    model = _client(data_dir, url, token_file).post(f"/api/v1/cv/models/{model_id}/activate", None)
+    model = client_of(data_dir, url, token_file).post(f"/api/v1/cv/models/{model_id}/activate", None)
     typer.echo(f"{model['model_name']} {model['version']} is active")
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=None)
-    for name in names:
-        # What is to be copied is broken into lines, never cut off.
-        table.add_column(name, overflow="fold")
-    return table
 
 
 def _gates(names: str) -> frozenset[Gate]:
@@ -237,24 +238,6 @@ def _gates(names: str) -> frozenset[Gate]:
     except ValueError as error:
         known = ", ".join(gate.value for gate in Gate)
         raise typer.BadParameter(f"{error}; the gates are {known}", param_hint="--gates") from None
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise typer.BadParameter(f"{text!r} is not of the form name=value", param_hint="--option")
-    return name, Client.parse(value)
-
-
-def _client(data_dir: Path, url: str | None, token_file: Path | None) -> Client:
-    if (url is None) != (token_file is None):
-        raise ClientError("--url and --token-file go together")
-    if url is not None and token_file is not None:
-        return Client(url, token_file.read_text().strip())
-    state = State.load(data_dir / FILE_NAME)
-    if state is None:
-        raise ClientError(f"no server has been started on {data_dir}: run `rvmcv-reference serve` first")
-    return Client(state.url, state.admin_token)
 
 
 def main() -> None:

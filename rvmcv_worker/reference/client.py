@@ -63,6 +63,18 @@ class Client:
             }
             return self._call("POST", "/api/v1/cv/upload-model", **form)
 
+    def upload_image(self, file: Path, fields: dict[str, Any], wait_s: float) -> Any:
+        """Ask for an inference on an image that the server does not have yet."""
+        with file.open("rb") as source:
+            form = {"data": _texts(fields), "files": {"image": (file.name, source)}}
+            return self._call("POST", f"/api/v1/cv/playground-inference?wait={wait_s}", **form)
+
+    def upload_manifest(self, file: Path, fields: dict[str, Any]) -> Any:
+        """Queue a batch of the images in a list that the server does not have yet."""
+        with file.open("rb") as source:
+            form = {"data": _texts(fields), "files": {"manifest": (file.name, source)}}
+            return self._call("POST", "/api/v1/cv/batch-inference", **form)
+
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:
             answer = self._session.request(
@@ -77,3 +89,12 @@ class Client:
         if not answer.ok:
             raise ClientError(f"{self._url}{path} answered {answer.status_code}: {body.get('message', body)}")
         return body
+
+
+def _texts(fields: dict[str, Any]) -> dict[str, str]:
+    """Return fields as a form has them."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in fields.items()
+        if value is not None
+    }

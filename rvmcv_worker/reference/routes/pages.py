@@ -1,4 +1,4 @@
-"""Pages for people: the list of jobs, and one page per job."""
+"""Pages for people: jobs, batches, inferences, alerts; and one page per job and batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from sqlalchemy import select
 from starlette.responses import RedirectResponse, Response
 
 from rvmcv_worker.reference import views
+from rvmcv_worker.reference.alerts import page_of_alerts
 from rvmcv_worker.reference.auth import AsPageReader
+from rvmcv_worker.reference.batch_views import page_of_batches, view_of_batch
+from rvmcv_worker.reference.batches import find_batch
+from rvmcv_worker.reference.inference_logs import page_of_logs
 from rvmcv_worker.reference.jobs import JOB_TABLES, find_job
 from rvmcv_worker.reference.services import InServices
 
@@ -62,6 +66,41 @@ def job_page(request: Request, job_id: str, services: InServices, _who: AsPageRe
         if job is None:
             raise HTTPException(404, "Job not found.")
         return _page(request, "job.html", {"job": views.view_of(turn, job)})
+
+
+@router.get("/batches")
+def batches_page(request: Request, services: InServices, _who: AsPageReader) -> Response:
+    """List batches, newest first."""
+    with services.queue.look() as turn:
+        page = page_of_batches(turn, 1, JOBS_SHOWN)
+    return _page(request, "batches.html", {"batches": page.data})
+
+
+@router.get("/batch")
+def batch_page(request: Request, batch_id: str, services: InServices, _who: AsPageReader) -> Response:
+    """Show one batch."""
+    with services.queue.look() as turn:
+        batch = find_batch(turn, batch_id)
+        if batch is None:
+            raise HTTPException(404, "Batch not found.")
+        return _page(request, "batch.html", {"batch": view_of_batch(turn, batch)})
+
+
+@router.get("/logs")
+def logs_page(request: Request, services: InServices, _who: AsPageReader) -> Response:
+    """List completed inferences and batches, newest first."""
+    with services.queue.look() as turn:
+        page = page_of_logs(turn, None, 1, JOBS_SHOWN)
+    return _page(request, "logs.html", {"logs": page.data})
+
+
+@router.get("/alerts")
+def alerts_page(request: Request, services: InServices, _who: AsPageReader) -> Response:
+    """List alerts, newest first."""
+    with services.queue.look() as turn:
+        page = page_of_alerts(turn, kind=None, acknowledged=None, page=1, per_page=JOBS_SHOWN)
+        waiting = page_of_alerts(turn, kind=None, acknowledged=False, page=1, per_page=1).total
+    return _page(request, "alerts.html", {"alerts": page.data, "waiting": waiting})
 
 
 def _page(request: Request, name: str, context: dict[str, Any]) -> Response:
