@@ -30,6 +30,14 @@ class LatencyBuckets(BaseModel):
         position = math.log(max(milliseconds, _LEAST_MS) / _LEAST_MS, _GROWTH)
         self.buckets[math.ceil(position)] += 1
 
+    def told(self) -> dict[str, Any]:
+        """Return the counts as another program can add them to those of another batch.
+
+        Bucket n ends at least_ms · growthⁿ.
+        """
+        buckets = {str(number): count for number, count in sorted(self.buckets.items())}
+        return {"least_ms": _LEAST_MS, "growth": _GROWTH, "buckets": buckets}
+
     def percentile(self, fraction: float) -> float | None:
         """Return the duration in ms that `fraction` of all do not exceed; None where there is none."""
         wanted = math.ceil(fraction * self.buckets.total())
@@ -83,6 +91,7 @@ class BatchSummary(BaseModel):
             "classes": dict(self.classes),
             "images_per_s": round(done / self.spent_s, 2) if self.spent_s else None,
             "latency_ms": {f"p{part}": self.latency.percentile(part / 100) for part in (50, 95, 99)},
+            "latency_histogram": self.latency.told(),
             "backend": backend or None,
             "precision": precision or None,
             "backends": dict(self.backends),

@@ -344,6 +344,14 @@ def test_command_line_from_serve_to_roll_back(tmp_path: Path) -> None:
         model = run_cli("add-model", str(tmp_path / "yolo11n.pt"), *here).stdout.strip()
         assert "yolo11n.pt is active" in run_cli("activate", model, *here).stdout
         assert "active" in run_cli("models", *here).stdout
+        (tmp_path / "image.jpg").write_bytes(b"image")
+        (tmp_path / "list.jsonl").write_bytes(b'{"id": 1, "url": "s3://datasets/x.jpg"}\n')
+        tried = run_cli("infer", str(tmp_path / "image.jpg"), "--wait-s", "0", *here)
+        assert json.loads(tried.stdout)["status"] == "queued"
+        assert run_cli("batch", str(tmp_path / "list.jsonl"), *here).stdout.startswith("batch_")
+        refused = run_cli("infer", "s3://datasets/x.jpg", "--option", "confidence_threshold=2", *here)
+        assert (refused.returncode, "confidence_threshold" in refused.stderr) == (1, True)
+        assert "Alert not found" in run_cli("acknowledge", "1", *here).stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import pytest
 
 from rvmcv_worker.batch_summary import BatchSummary, LatencyBuckets
+from rvmcv_worker.reference import batch_summary
 
 
 def _result(*classes: str, detect_s: float = 0.03, backend: str = "openvino") -> dict[str, Any]:
@@ -42,6 +44,8 @@ def test_a_summary_counts_and_survives_its_checkpoint() -> None:
         "p95": pytest.approx(210, rel=0.01),
         "p99": pytest.approx(210, rel=0.01),
     }
+    histogram = told.pop("latency_histogram")
+    assert sum(histogram["buckets"].values()) == 3
     assert told == {
         "images_ok": 3,
         "images_failed": 1,
@@ -52,6 +56,34 @@ def test_a_summary_counts_and_survives_its_checkpoint() -> None:
         "precision": "fp32",
         "backends": {"openvino fp32": 2, "torch-cpu fp32": 1},
     }
+
+
+def test_a_server_adds_shards_up_to_what_one_worker_would_have_told() -> None:
+    dice = random.Random(5)
+    whole, shards = BatchSummary(), [BatchSummary() for _ in range(3)]
+    for number in range(3000):
+        # The last shard's machine is slow.
+        result = _result("PET_bottle", detect_s=dice.lognormvariate(-4 + 2 * (number >= 2700), 1))
+        whole.add(result)
+        shards[number // 1350].add(result)
+    told = [
+        batch_summary.Shard(
+            number,
+            f"job{number}",
+            "completed",
+            None,
+            0,
+            None,
+            None,
+            json.loads(json.dumps({**shard.told(), "parts": []})),
+            None,
+        )
+        for number, shard in enumerate(shards)
+    ]
+    merged = batch_summary.merge(told)
+    assert merged["latency_is"] == "histogram"
+    assert merged["latency_ms"] == whole.told()["latency_ms"]
+    assert merged["images_ok"] == 3000
 
 
 def test_a_batch_without_any_result_has_a_summary_too() -> None:
