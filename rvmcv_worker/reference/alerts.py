@@ -10,6 +10,7 @@ from rvmcv_worker.reference import inference_wire
 from rvmcv_worker.reference.inference_tables import InferenceJob
 from rvmcv_worker.reference.states import AlertKind, JobStatus
 from rvmcv_worker.reference.tables import Alert, Job, TrainingJob, Worker
+from rvmcv_worker.reference.texts import storable
 from rvmcv_worker.reference.times import rfc3339, rfc3339_or_none
 from rvmcv_worker.reference.turn import Turn
 
@@ -122,7 +123,7 @@ def _add(
             occasion=occasion,
             job_id=job_id,
             worker_id=worker_id,
-            message=message,
+            message=storable(message),
             details=details,
             created_at=turn.now,
             send_at=turn.now if turn.settings.webhook_url else None,

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import select
 
 from rvmcv_worker.reference import inference_wire
-from rvmcv_worker.reference.finishes import cancel
 from rvmcv_worker.reference.inference_requests import PRIORITIES, resolved
 from rvmcv_worker.reference.inference_tables import Batch, InferenceJob
 from rvmcv_worker.reference.jobs import enqueue
@@ -89,7 +88,7 @@ class Batches:
         job_ids = self._queue.run(note)
         for job_id in job_ids or ():
             # One at a time: a shard locks its job first and its batch second.
-            self._queue.run(lambda turn, job_id=job_id: cancel(turn, job_id))  # type: ignore[misc]
+            self._queue.cancel(job_id)
         return job_ids is not None
 
     def _config(self, wanted: inference_wire.BatchFields) -> dict[str, Any]:

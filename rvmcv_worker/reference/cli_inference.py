@@ -37,7 +37,7 @@ def infer(
 ) -> None:
     """Ask for an inference on one image, and print the answer as JSON."""
     client = client_of(data_dir, url, token_file)
-    fields: dict[str, Any] = {"model_version": model, **dict(option_of(text) for text in option or [])}
+    fields = _fields(model, option)
     if "://" in image:
         answer = client.post(f"/api/v1/cv/inference?wait={wait_s}", {"image_url": image, **fields})
     else:
@@ -56,7 +56,7 @@ def batch(
 ) -> None:
     """Queue a batch and print its id; `/batches` shows how far it is."""
     client = client_of(data_dir, url, token_file)
-    fields: dict[str, Any] = {"model_version": model, **dict(option_of(text) for text in option or [])}
+    fields = _fields(model, option)
     if "://" in images:
         answer = client.post("/api/v1/cv/batch-inference", {"manifest_url": images, **fields})
     else:
@@ -90,3 +90,7 @@ def acknowledge(
     client = client_of(data_dir, url, token_file)
     alert = client.post(f"/api/v1/cv/alerts/{alert_id}/acknowledge", None)
     typer.echo(f"{alert['kind']} {alert['id']} is acknowledged by {alert['acknowledged_by']}")
+
+
+def _fields(model: str | None, option: list[str] | None) -> dict[str, Any]:
+    return {"model_version": model, **dict(option_of(text) for text in option or [])}

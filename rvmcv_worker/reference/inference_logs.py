@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sqlalchemy import func, select
@@ -10,23 +11,28 @@ from rvmcv_worker.reference import inference_wire
 from rvmcv_worker.reference.alerts import alert_of_job
 from rvmcv_worker.reference.inference_tables import InferenceJob, InferenceLog
 from rvmcv_worker.reference.states import AlertKind
+from rvmcv_worker.reference.texts import storable
 from rvmcv_worker.reference.times import rfc3339
 from rvmcv_worker.reference.turn import Turn
+
+#: Milliseconds that an inference may have taken; more is nonsense.
+_LARGEST = 1e12
 
 
 def log_inference(turn: Turn, job: InferenceJob, result: dict[str, Any]) -> None:
     """Log a completed job. A shard is not logged: its batch is, once, when all of it is over."""
     if job.batch_id is not None:
         return
+    # What is no character would spoil the page of every row beside it.
+    result = json.loads(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
     comparison = result.get("comparison")
-    took_ms = result.get("processing_time_ms")
     batch = job.job_type == "batch-inference"
     turn.session.add(
         InferenceLog(
             job_id=job.job_id,
             purpose=_text(job.config.get("purpose"), 50),
             model_used=_text(result.get("model_used"), 100),
-            processing_time_ms=float(took_ms) if isinstance(took_ms, (int, float)) else None,
+            processing_time_ms=_number(result.get("processing_time_ms")),
             detections=_without_masks(result.get("detections")),
             comparison=comparison if isinstance(comparison, dict) else None,
             result_path=_text(result.get("result_path"), 4096),
@@ -67,7 +73,12 @@ def page_of_logs(turn: Turn, purpose: str | None, page: int, per_page: int) -> i
 
 
 def _text(value: Any, limit: int) -> str | None:
-    return value[:limit] if isinstance(value, str) else None
+    return storable(value[:limit]) if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    fits = isinstance(value, (int, float)) and abs(value) <= _LARGEST
+    return float(value) if fits else None
 
 
 def _without_masks(detections: Any) -> list[Any]:

@@ -15,8 +15,6 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-
 Url = Annotated[str, StringConstraints(pattern=r"^(https?://|s3://|/)", max_length=4096)]
 Purpose = Literal["fraud_check", "playground", "reanalysis", "batch_analysis"]
 Wait = Annotated[float, Field(ge=0, le=30, description="Hold the answer so many seconds for the result")]
-#: A time by RFC 3339.
-Time = str
 
 
 class Options(Request):
@@ -191,8 +189,8 @@ class BatchLine(Response):
     images_done: int
     shards_total: int
     asked_by: str | None
-    created_at: Time
-    finished_at: Time | None
+    created_at: str
+    finished_at: str | None
 
 
 class BatchView(BatchLine):
@@ -225,7 +223,7 @@ class LogView(Response):
     comparison: dict[str, Any] | None
     result_path: str | None
     summary: dict[str, Any] | None
-    created_at: Time
+    created_at: str
 
 
 class LogPage(Response):
@@ -246,8 +244,8 @@ class AlertView(Response):
     worker_id: str | None
     message: str
     details: dict[str, Any] | None
-    created_at: Time
-    acknowledged_at: Time | None
+    created_at: str
+    acknowledged_at: str | None
     acknowledged_by: str | None
     #: Whether the webhook heard of it: `none` is wanted, `waiting`, `sent`, or `given_up`.
     webhook: Literal["none", "waiting", "sent", "given_up"]

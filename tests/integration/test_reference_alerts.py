@@ -82,10 +82,10 @@ def test_agreement_makes_none(server: ReferenceServer, worker: Talker) -> None:
 
 def test_failed_job_makes_an_alert(server: ReferenceServer, worker: Talker) -> None:
     job_id = worker.queue()
-    error = {"code": "dataset_invalid", "message": "labels/a.txt:3"}
-    worker.finish(job_id, worker.take(job_id), "failed", error=error)
+    error = {"code": "dataset_invalid", "message": "labels/a\0.txt:3"}
+    assert worker.finish(job_id, worker.take(job_id), "failed", error=error).status_code == 200
     (alert,) = alerts_of(server, job_id)
-    assert (alert["kind"], alert["message"]) == ("job_failed", "labels/a.txt:3")
+    assert (alert["kind"], alert["message"]) == ("job_failed", "labels/a\ufffd.txt:3")
     assert alert["details"] == {"job_type": worker.job_type, "code": "dataset_invalid"}
 
 
