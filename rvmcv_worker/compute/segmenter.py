@@ -50,7 +50,7 @@ class Segmenter:
         self._cache = cache
         #: ``bf16`` where the hardware computes with it, else ``fp32``.
         self.precision = "bf16" if _has_bf16(device) else "fp32"
-        #: Memory of the weights, and of what encoding an image takes meanwhile.
+        #: Memory of the weights; encoding an image at 1024 px takes some 600 MB more for as long as it lasts.
         self.memory_bytes = sum(
             tensor.numel() * tensor.element_size() for tensor in self._model.state_dict().values()
         )

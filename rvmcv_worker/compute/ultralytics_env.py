@@ -63,7 +63,7 @@ def isolate(directory: Path) -> None:
     }
     (ultralytics / "settings.json").write_text(json.dumps(settings, indent=2))
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):
-        shutil.copyfile(_any_font(), ultralytics / name)
+        shutil.copyfile(any_font(), ultralytics / name)
 
 
 def require_safe_load() -> None:
@@ -82,8 +82,8 @@ def require_safe_load() -> None:
         )
 
 
-def _any_font() -> Path:
-    """Return the font that matplotlib brings along, found without importing it."""
+def any_font() -> Path:
+    """Return the font that matplotlib brings along, found without importing it: most scripts but CJK."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise InternalError("matplotlib is not installed: install rvmcv-worker[compute]")
