@@ -28,6 +28,8 @@ _CHUNK_BYTES = 1024 * 1024
 _MAX_IMAGE_BYTES = 1024**3
 #: Decoded images of each queue that may wait on a CPU, where they are computed one by one.
 _AHEAD = 2
+#: Longest message of an error, in characters: a hostile checkpoint words its own.
+_MAX_MESSAGE = 2000
 
 
 def run(job: dict[str, Any], child: Child) -> NoReturn:
@@ -112,13 +114,14 @@ class Engine:
         ultralytics_env.isolate(self._child.directory)
         # Only now: these import torch and Ultralytics, which takes seconds.
         from rvmcv_worker.compute import inference, runtime
+        from rvmcv_worker.compute.embedding_cache import EmbeddingCache
 
         ultralytics_env.require_safe_load()
         models = inference.Inference(
             self._child.root,
             device=self._device,
             models=ModelCache(int(self._job["memory_bytes"])),
-            embeddings=None,
+            embeddings=EmbeddingCache(int(self._job["embedding_cache_bytes"])),
             tell=self._tell,
         )
         versions = {name: text for name, text in runtime.versions(self._on_gpu).items() if text}
@@ -135,7 +138,8 @@ class Engine:
         self._send({"id": request_id, "stage": stage.value})
 
     def _answer_error(self, request: Request, error: JobError) -> None:
-        self._send({"id": request.id, "ok": False, "error": error.to_wire()})
+        told = {"code": error.code, "message": error.message[:_MAX_MESSAGE]}
+        self._send({"id": request.id, "ok": False, "error": told})
 
     def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
         with self._write_lock:

@@ -12,8 +12,6 @@ from rvmcv_worker.errors import InternalError, JobError, OutOfGpuMemoryError, Ou
 
 # What PyTorch and OpenCV say when the system gives them no memory: a RuntimeError, a cv2.error.
 _MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "Insufficient memory", "bad allocation")
-#: Longest message that is told, in characters; the log has all of it.
-_MAX_MESSAGE = 2000
 
 DoneT = TypeVar("DoneT")
 
@@ -69,5 +67,4 @@ def explain(error: Exception, root: Path) -> JobError:
     if "CUDA error" in str(error):
         raise GpuBrokenError(str(error)) from error
     traceback.print_exception(error)
-    text = f"{type(error).__name__} in the engine: {without_root(str(error), root)}"
-    return InternalError(text[:_MAX_MESSAGE])
+    return InternalError(f"{type(error).__name__} in the engine: {without_root(str(error), root)}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvmcv_worker.compute import masks as mask_values
 from rvmcv_worker.compute.found import Found
 from rvmcv_worker.engine_wire import MAX_PICTURE_BYTES, MAX_RESULT_BYTES, MaskFormat
 from rvmcv_worker.errors import ModelInvalidError, UnsupportedJobError
@@ -36,8 +37,6 @@ class ResultWriter:
 
     def with_masks(self, masks: Iterable[NDArray[np.bool_]]) -> Iterator[NDArray[np.bool_]]:
         """Write down each mask as it passes by, one for each detection; no two need be in memory."""
-        from rvmcv_worker.compute import masks as mask_values
-
         source = iter(masks)
         for detection in self._detections:
             started_s = time.monotonic()
@@ -60,9 +59,9 @@ class ResultWriter:
     def _refuse_over(self, size_bytes: int) -> None:
         if size_bytes > MAX_RESULT_BYTES:
             raise UnsupportedJobError(
-                f"the masks of {len(self._detections)} detections take more than "
-                f"{MAX_RESULT_BYTES // 1024**2} MiB as {self._mask_format.value}; ask for rle or polygon, "
-                "a smaller image, or fewer max_detections"
+                f"the result of {len(self._detections)} detections takes more than "
+                f"{MAX_RESULT_BYTES // 1024**2} MiB; ask for masks as rle or polygon, "
+                "for fewer max_detections, or send a smaller image"
             )
 
 

@@ -6,6 +6,7 @@ Call `ultralytics_env.isolate` first: this module imports Ultralytics.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from rvmcv_worker.compute import engine_faults
 from rvmcv_worker.compute.detector import Detector, open_detector
+from rvmcv_worker.compute.embedding_cache import EmbeddingCache
 from rvmcv_worker.compute.engine_queue import Decoded
 from rvmcv_worker.compute.engine_result import ResultWriter, refuse_large_picture
 from rvmcv_worker.compute.found import Found
@@ -26,7 +28,6 @@ from rvmcv_worker.engine_wire import Segmenter as SegmenterFile
 from rvmcv_worker.errors import JobError, UnsupportedJobError
 
 if TYPE_CHECKING:
-    from rvmcv_worker.compute.embedding_cache import EmbeddingCache
     from rvmcv_worker.compute.segmenter import Segmenter
 
 DoneT = TypeVar("DoneT")
@@ -64,7 +65,7 @@ class Inference:
         *,
         device: str,
         models: ModelCache,
-        embeddings: EmbeddingCache | None,
+        embeddings: EmbeddingCache,
         tell: Callable[[int, Stage], None],
     ) -> None:
         self._root = root
@@ -119,7 +120,8 @@ class Inference:
         segmenter = None
         if file := _segmenter_of(request):
             segmenter = self._models.get(_segmenter_key(file), lambda: self._open_segmenter(file))
-        self._models.trim(keys)
+        for dropped in self._models.trim(keys):
+            sys.stdout.write(f"memory is short: dropped {dropped}\n")
         if request.options.segmentation and not segmenter and detector.label_task != "segment":
             raise UnsupportedJobError(
                 f"the model is a {detector.label_task} model and has no masks of its own: "
@@ -134,7 +136,7 @@ class Inference:
         return open_detector(self._root / model.path, backend, imgsz=options.imgsz, device=self._device)
 
     def _open_segmenter(self, file: SegmenterFile) -> Segmenter:
-        from rvmcv_worker.compute.segmenter import open_segmenter
+        from rvmcv_worker.compute.segmenter import open_segmenter  # only now: sam2 takes its time
 
         return open_segmenter(self._root / file.path, device=self._device, cache=self._embeddings)
 
@@ -170,7 +172,7 @@ class Inference:
             masks = writer.with_masks(self._masks(item, found, models))
         picture = b""
         if options.annotated:
-            from rvmcv_worker.compute import annotate
+            from rvmcv_worker.compute import annotate  # only now: supervision takes its time
 
             picture = annotate.draw(
                 item.image, found.boxes, found.scores, found.classes, detector.names, masks
@@ -204,8 +206,7 @@ class Inference:
 
     def _attempt(self, request: Request, work: Callable[[], DoneT]) -> DoneT:
         def make_room() -> None:
-            if self._embeddings:
-                self._embeddings.clear()
+            self._embeddings.clear()
             self._models.drop_all_but(_keys(request))
 
         return engine_faults.attempt(work, make_room, self._root)

@@ -24,7 +24,8 @@ import pytest
 from PIL import Image
 
 from rvmcv_worker.compute.image_decode import decode
-from rvmcv_worker.engine_wire import Backend, MaskFormat, Model, Options, Queue, Request
+from rvmcv_worker.engine_wire import Backend, MaskFormat, Model, Options, Queue, Request, Segmenter
+from tests import sam2_files
 from tests.dataset_fixtures import draw
 from tests.engine_child import EngineChild
 
@@ -47,7 +48,9 @@ def model_of(root: Path, name: str) -> Model:
 
 def pictures() -> dict[str, bytes]:
     """Pictures of several shapes and kinds; all formats keep all of what is drawn."""
-    drawn = {f"{number}.jpg": draw(number, size) for number, size in enumerate([(96, 64), (64, 96), (200, 150)])}
+    drawn = {
+        f"{number}.jpg": draw(number, size) for number, size in enumerate([(96, 64), (64, 96), (200, 150)])
+    }
     drawn["screen.png"] = draw(7, (120, 90), "PNG")
     with Image.open(io.BytesIO(draw(8, (100, 80)))) as image:
         turned, grey, ink = io.BytesIO(), io.BytesIO(), io.BytesIO()
@@ -237,6 +240,30 @@ def test_a_detect_model_has_no_masks_of_its_own(stage: Stage) -> None:
     error = stage.engine.infer(request, stage.pictures["0.jpg"]).error
     assert error["code"] == "unsupported_job"
     assert "detect model" in error["message"]
+
+
+def test_a_segmenter_makes_the_masks_and_keeps_what_it_knows_of_a_picture(stage: Stage) -> None:
+    """Its weights are random: what is looked at is who made which mask, and what a second question costs."""
+    sam2_files.save(stage.root / "in" / "sam2.pt")
+    segmenter = Segmenter("5" * 64, "in/sam2.pt")
+    options = Options(confidence=0.1, max_detections=3, segmentation=True, mask_format=MaskFormat.RLE)
+    plain = stage.engine.infer(
+        stage.request("strict", options=dataclasses.replace(options, segmentation=False)),
+        stage.pictures["2.jpg"],
+    )
+    first, again = (
+        stage.engine.infer(
+            stage.request("strict", options=options, segmenter=segmenter), stage.pictures["2.jpg"]
+        ).result
+        for _ in range(2)
+    )
+    assert first is not None
+    assert again is not None
+    assert seen(first) == seen(plain.result)
+    assert len(seen(first)) > 0
+    assert {tuple(found["segmentation"]["size"]) for found in first["detections"]} == {(150, 200)}
+    assert again["detections"] == first["detections"]
+    assert again["timings"]["segment"] < first["timings"]["segment"]
 
 
 def test_what_does_not_fit_into_memory_fails_alone(stage: Stage) -> None:

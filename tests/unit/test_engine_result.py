@@ -65,7 +65,7 @@ def test_a_result_that_grows_too_large_is_told_before_it_is_whole() -> None:
     passing = writer.with_masks(noise for _ in range(count))
     first = list(itertools.islice(passing, 10))
     assert len(first) == 10
-    with pytest.raises(UnsupportedJobError, match="the masks of 300 detections take more than 16 MiB as png"):
+    with pytest.raises(UnsupportedJobError, match="the result of 300 detections takes more than 16 MiB"):
         list(itertools.islice(passing, 20))
 
 
