@@ -16,7 +16,9 @@ from rvmcv_worker.protocol import explain
 MAX_PAYLOAD_BYTES = MAX_RESULT_BYTES + MAX_PICTURE_BYTES
 
 #: What an engine may say went wrong with a request. Other codes speak of what only the daemon does.
-_CODES = frozenset({"image_invalid", "model_invalid", "unsupported_job", "out_of_gpu_memory", "internal"})
+_CODES = frozenset(
+    {"image_invalid", "model_invalid", "unsupported_job", "out_of_gpu_memory", "out_of_memory", "internal"}
+)
 #: Longest name of a class, a backend or a library, in characters.
 _NAME_CHARS = 200
 #: Most vertices and outlines of one polygon mask.

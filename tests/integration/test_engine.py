@@ -161,6 +161,20 @@ def test_a_segmentation_model_gives_its_own_masks(stage: Stage) -> None:
         assert hashes == stage.said["masks"][name]["masks"]
 
 
+@pytest.mark.parametrize("asked", ["strict", "masks"])
+def test_a_drawn_picture_comes_with_the_result_that_comes_without_it(stage: Stage, asked: str) -> None:
+    plain = stage.request(asked)
+    without = stage.engine.infer(plain, stage.pictures["2.jpg"])
+    drawn = stage.request(asked, options=dataclasses.replace(plain.options, annotated=True))
+    answered = stage.engine.infer(drawn, stage.pictures["2.jpg"])
+    assert without.picture == b""
+    assert answered.result is not None
+    assert without.result is not None
+    assert answered.result["detections"] == without.result["detections"]
+    with Image.open(io.BytesIO(answered.picture), formats=["JPEG"]) as picture:
+        picture.load()
+
+
 def test_stages_and_timings_tell_what_was_done(stage: Stage) -> None:
     model = model_of(stage.root, "first.pt")
     copy = dataclasses.replace(model, sha256="f" * 64)  # a model that the engine has not seen
