@@ -49,10 +49,15 @@ def main() -> None:
     decoder = framing.Decoder(max_payload_bytes=1 << 20, max_per_s=None)
     while data := stream.recv(65536):
         for header, image in decoder.feed(data, time.monotonic()):
-            _serve(stream, header["id"], image.decode())
+            _serve(stream, header["id"], image.decode(), header["options"]["mask_format"])
 
 
-def _serve(stream: socket.socket, request_id: int, does: str) -> None:
+def _masked(mask: object) -> bytes:
+    found = {**RESULT["detections"][0], "segmentation": mask}
+    return json.dumps({**RESULT, "detections": [found]}).encode()
+
+
+def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str) -> None:
     def say(header: dict[str, Any], payload: bytes = b"") -> None:
         framing.write(stream.fileno(), {"id": request_id, **header}, payload)
 
@@ -86,6 +91,12 @@ def _serve(stream: socket.socket, request_id: int, does: str) -> None:
         say({"ok": True}, json.dumps({**RESULT, "detections": [found]}).encode())
     elif does == "nested":
         say({"ok": True}, b"[" * 100_000)
+    elif does == "large masks":
+        small = {"size": [2, 4], "counts": "08"}
+        say({"ok": True}, _masked(small if mask_format == "rle" else "A" * 400_000))
+    elif does == "large masks always":
+        large = {"size": [2, 4], "counts": "0" * 400_000}
+        say({"ok": True}, _masked(large if mask_format == "rle" else "A" * 400_000))
     elif does == "picture unasked":
         say({"ok": True, "picture_bytes": 2}, json.dumps(RESULT).encode() + b"\xff\xd8")
     else:

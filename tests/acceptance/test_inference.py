@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
 import struct
 import subprocess
@@ -132,6 +133,35 @@ def test_what_the_machine_saw_is_compared(infer: Infer, url: str) -> None:
     other = [{**alike[0], "class": "can"}, *alike[1:]]
     comparison = infer(url, edge_result={"detections": other})["result"]["comparison"]
     assert [reason["code"] for reason in comparison["reasons"]] == ["class_differs"]
+
+
+@pytest.mark.slow
+def test_masks_too_large_for_a_report_go_to_storage(
+    infer: Infer, put: Callable[[str, bytes], str], server: ReferenceServer, shared: Path
+) -> None:
+    model = shared / "models" / "garbage_yolo11n_seg.pt"
+    server.add_model(model, model_name="yolo11", version="garbage_seg")
+    picture = min((shared / "datasets" / "garbage_seg" / "images" / "val").glob("*.jpg"))
+    job = infer(
+        put("garbage.jpg", picture.read_bytes()),
+        model_version="garbage_seg",
+        segmentation=True,
+        segmenter="yolo",
+        confidence_threshold=0.0001,
+        iou_threshold=1.0,
+        max_detections=1000,
+    )
+    assert job["status"] == "completed", job["error"]
+    result = job["result"]
+    assert result["segmenter_used"] == "yolo"
+    assert not [found for found in result["detections"] if "segmentation" in found]
+    content = server.read_object(result["result_path"])
+    assert hashlib.sha256(content).hexdigest() == result["sha256"]
+    whole = json.loads(content)
+    assert [found.pop("segmentation")[:8] for found in whole["detections"]] == ["iVBORw0K"] * len(
+        result["detections"]
+    )
+    assert whole["detections"] == result["detections"]
 
 
 @pytest.mark.parametrize("name", ["grey", "cmyk", "sixteen-bit", "animated", "turned"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,6 +26,7 @@ from rvmcv_worker.errors import (
 )
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt, StopReason
+from rvmcv_worker.jobs import inference
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.sandbox import PlainProcess
 from rvmcv_worker.spawner import Spawner
@@ -210,3 +213,20 @@ def test_models_over_the_limit_go_and_come_back_when_they_are_asked_for(
         assert _infer(engines, one, "answer") == lying_engine.RESULT
     placed = tmp_path / "state" / "work" / "_engine-other" / "in" / "models"
     assert {path.stem for path in placed.iterdir()} == {asks[2].model_sha256, asks[0].model_sha256}
+
+
+@pytest.mark.parametrize(
+    ("does", "notes", "has_mask"), [("large masks", 1, True), ("large masks always", 2, False)]
+)
+def test_without_storage_masks_too_large_for_a_report_become_rle_or_are_left_out(
+    make: Make, ask: Ask, does: str, notes: int, has_mask: bool
+) -> None:
+    engines = make()
+    wanted = dataclasses.replace(ask, options=Options(segmentation=True))
+    attempt = SimpleNamespace(services=SimpleNamespace(engines=engines), interrupt=Interrupt())
+    answer = engines.infer(wanted, does.encode(), interrupt=attempt.interrupt)
+    told: list[str] = []
+    less = inference._ask_for_less(attempt, wanted, does.encode(), answer, told)  # type: ignore[arg-type]
+    assert (len(told), "segmentation" in less.result["detections"][0]) == (notes, has_mask)
+    assert not inference._is_too_large(less.result)
+    attempt.interrupt.close()
