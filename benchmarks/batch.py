@@ -39,7 +39,7 @@ IMAGES = int(os.environ.get("BATCH_IMAGES", "1000"))
 MANY = int(os.environ.get("BATCH_MANY", "10000"))
 #: Different pictures; a batch repeats them.
 PICTURES = 100
-SQUARE_PX, SMALL_PX = 640, 160
+IMG_SIZE, SMALL_PX = 640, 160
 #: How long the worker may measure backends before the batches are timed, in seconds.
 EXPORT_S = 400.0
 _SHARED = Path(os.environ.get("RVMCV_SHARED", Path(__file__).parents[2] / "shared"))
@@ -50,9 +50,10 @@ from pathlib import Path
 from ultralytics import YOLO
 files = Path(sys.argv[2]).read_text().split("\\n")
 model = YOLO(sys.argv[1])
-model.predict(files[0], verbose=False, device="cpu")
+options = {"imgsz": int(sys.argv[3]), "verbose": False, "device": "cpu"}
+model.predict(files[0], **options)
 start_s = time.monotonic()
-for result in model.predict(files, stream=True, batch=1, verbose=False, device="cpu"):
+for result in model.predict(files, stream=True, batch=1, **options):
     boxes = result.boxes.xyxy.tolist(), result.boxes.conf.tolist(), result.boxes.cls.tolist()
 print(time.monotonic() - start_s)
 """
@@ -94,7 +95,7 @@ class _Bench:
         """Run small batches until the worker has chosen what runs the model, or has had its time."""
         until_s = time.monotonic() + EXPORT_S
         while time.monotonic() < until_s:
-            result = self.run(pictures[:20])["result"]
+            result = self.run(pictures[:20], img_size=IMG_SIZE)["result"]
             if result["backend"] != "torch-cpu":
                 return
 
@@ -118,12 +119,12 @@ class _Bench:
     def race(self, kind: str, pictures: list[Path], goal: str) -> Figure:
         """Return images a second, from the claim to the accepted report, beside plain Ultralytics'."""
         repeated = list(itertools.islice(itertools.cycle(pictures), IMAGES))
-        job = self.run(repeated)
+        job = self.run(repeated, img_size=IMG_SIZE)
         ours_s = seconds_between(job["started_at"], job["finished_at"])
         listed = self.directory / "files.txt"
         listed.write_text("\n".join(map(str, repeated)))
         plain = subprocess.run(
-            [sys.executable, "-c", PLAIN, str(self.model), str(listed)],
+            [sys.executable, "-c", PLAIN, str(self.model), str(listed), str(IMG_SIZE)],
             check=True,
             capture_output=True,
             text=True,
@@ -232,7 +233,7 @@ def _square(directory: Path) -> list[Path]:
     squares = []
     for path in _natural(directory / "natural"):
         packed = io.BytesIO()
-        Image.open(path).convert("RGB").resize((SQUARE_PX, SQUARE_PX)).save(packed, "JPEG", quality=90)
+        Image.open(path).convert("RGB").resize((IMG_SIZE, IMG_SIZE)).save(packed, "JPEG", quality=90)
         squares.append(_saved(packed.getvalue(), directory / path.name))
     return squares
 
