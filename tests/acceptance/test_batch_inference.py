@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,9 @@ def test_a_stop_in_the_middle_of_a_part_takes_along_what_is_done(
     files.on("/8.jpg", _held(8))
     job_id = server.queue_batch({**ASKED, "images": _images(files, 12)})
     server.wait_for_job(job_id, lambda job: (job["progress"] or {}).get("images_done") == 8, PATIENCE_S)
+    command = [sys.executable, "-m", "rvmcv_worker.cli", "status", "--config", str(worker.config_file)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "batch-inference: attempt 1, infer, 67 %, 8 of 12 images, " in shown
     assert worker.stop() == 0
     job = server.job(job_id)
     assert (job["status"], job["attempts"][0]["error"]["code"]) == ("queued", "worker_stopped")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +48,11 @@ def test_what_is_asked_of_the_images_tells_one_batch_from_another() -> None:
     assert batch_config.parse({"images": IMAGES, "part_size": 7, "purpose": "reanalysis"}).asked() == one
     for changed in ({"iou_threshold": 0.5}, {"img_size": 320}, {"annotated": True}, {"mask_format": "rle"}):
         assert batch_config.parse({"images": IMAGES, **changed}).asked() != one
+
+
+def test_the_job_of_the_protocol_s_page_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```json\n(.*?)^```$", page.partition("### Batches")[2], re.MULTILINE | re.DOTALL)
+    (job,) = json.loads(blocks[0])["jobs"]
+    parsed = batch_config.parse(job["config"])
+    assert (parsed.part_size, parsed.model_active) == (1000, True)
