@@ -17,6 +17,7 @@ ALL = (
     "many_workers",
     "training_parity",
     "batch",
+    "inference_latency",
 )
 
 

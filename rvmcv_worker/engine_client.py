@@ -32,6 +32,7 @@ __all__ = ["Ask", "Engines", "InferResult"]
 _GB = 1024**3
 #: Seconds between two looks at whether a job that waits for an answer shall end.
 _INTERRUPT_S = 0.25
+_STOPPED = "the worker was stopped"
 #: What a request names until it is known which device its engine has.
 _TORCH = Backend("torch-cpu", "fp32")
 
@@ -118,7 +119,11 @@ class _Engine:
             pending = Pending(request, image, measured=self._take_export(ask, gpu, taken), measured_on=gpu)
             release = taken.pop_all()
         pending.future.add_done_callback(lambda _: release.close())
-        self.keeper.submit(pending)
+        with self._lock:
+            if self._closed:
+                pending.future.cancel()
+                raise WorkerStoppedError(_STOPPED)
+            self.keeper.submit(pending)
         return pending
 
     def _take_model(self, sha256: str, taken: contextlib.ExitStack) -> str:
@@ -153,7 +158,7 @@ class _Engine:
         """Make the directories and start the thread, once, when the first request comes."""
         with self._lock:
             if self._closed:
-                raise WorkerStoppedError("the worker was stopped")
+                raise WorkerStoppedError(_STOPPED)
             if self.keeper.is_alive():
                 return
             workspace.make_own(self._work_dir, self._name)

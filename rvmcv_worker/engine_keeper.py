@@ -155,18 +155,24 @@ class EngineKeeper(threading.Thread):
         """Serve until `close`."""
         while not self._closing.is_set():
             try:
-                self._step()
-            except EngineFaultError as fault:
-                self._replace(fault)
+                self._step_or_replace()
             except Exception as error:  # noqa: BLE001 - without this thread nothing is ever answered
                 logger.exception("a fault of the worker's own with the {} engine", self._trust.value)
-                self._end()
+                with contextlib.suppress(JobError):  # one that cannot be killed is left to its fate
+                    self._end()
                 self._fail_all(InternalError(f"{type(error).__name__} while an engine was asked: {error}"))
-        self._end()
+        with contextlib.suppress(JobError):
+            self._end()
         self._take_in()
         self._fail_all(WorkerStoppedError("the worker was stopped"))
 
     # -- the thread's own ------------------------------------------------------------------------
+
+    def _step_or_replace(self) -> None:
+        try:
+            self._step()
+        except EngineFaultError as fault:
+            self._replace(fault)
 
     def _step(self) -> None:
         self._take_in()
@@ -201,17 +207,18 @@ class EngineKeeper(threading.Thread):
             self._send_one(self._engine, self._waiting.popleft())
 
     def _send_one(self, engine: EngineProcess, pending: Pending) -> None:
-        if pending.abandoned or not (
-            pending.future.running() or pending.future.set_running_or_notify_cancel()
-        ):
-            if pending is self._alone:
-                self._alone = None
-            return
-        if not self._in_flight:
-            self._heard_s = time.monotonic()  # until now there was nothing to be said
-        pending.stage, pending.frames = None, 0
-        self._in_flight[pending.request.id] = pending
-        engine.send(_request_on(engine.gpu, pending), pending.image)
+        future = pending.future
+        if future.running() or future.set_running_or_notify_cancel():
+            if not pending.abandoned:
+                if not self._in_flight:
+                    self._heard_s = time.monotonic()  # until now there was nothing to be said
+                pending.stage, pending.frames = None, 0
+                self._in_flight[pending.request.id] = pending
+                engine.send(_request_on(engine.gpu, pending), pending.image)
+                return
+            future.set_exception(WorkerStoppedError("its job has ended meanwhile"))
+        if pending is self._alone:
+            self._alone = None
 
     def _start(self) -> None:
         self._is_ready = False
@@ -324,10 +331,10 @@ class EngineKeeper(threading.Thread):
             self._suspects.extend(under_way)
 
     def _end(self) -> None:
-        if self._engine:
-            self._engine.end()
-            self._engine = None
+        engine, self._engine = self._engine, None
         self._is_ready = False
+        if engine:
+            engine.end()
 
     def _fail_all(self, error: JobError) -> None:
         """Fail whatever is under way or waits, each with an error of its own."""
