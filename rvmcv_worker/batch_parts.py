@@ -134,6 +134,8 @@ class BatchParts:
 
     def _store(self, number: int, images: int, next_index: int, summary: BatchSummary) -> None:
         """Store a part, then the checkpoint that names it; in the uploader's thread."""
+        if number != len(self._kept.parts):
+            return  # the one before was not stored, and the batch ends with what that met
         stored = self._stored(_part_name(number))
         part = Part(path=stored.path, sha256=stored.sha256, images=images)
         kept = BatchCheckpoint(

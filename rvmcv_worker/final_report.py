@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from typing import Any
 
@@ -15,8 +14,8 @@ from rvmcv_worker.protocol import MAX_ERROR_CHARS
 HAND_BACK_S = 60.0
 #: Most entries of a list in the details of an error; the whole of it lies in storage.
 _DETAIL_ENTRIES = 50
-#: Most single values of an object in the brief words about a large result.
-_BRIEF_ENTRIES = 100
+#: Most entries of an object that is short.
+_FLAT_ENTRIES = 100
 
 
 def begin(job_id: str, lease_token: str) -> dict[str, Any]:
@@ -48,11 +47,18 @@ def failure(error: JobError, settings: Settings) -> dict[str, Any]:
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a report says of a result that is too large for it: single values, and its objects'."""
-    objects = {key: value for key, value in result.items() if isinstance(value, dict)}
-    return _scalars(result) | {key: _scalars(value) for key, value in objects.items()}
+    """Return what a report says of a result that is too large for it.
+
+    That is its single values, those of its metrics, and short objects that have nothing but single values.
+    """
+    flat = {key: value for key, value in result.items() if isinstance(value, dict) and _is_flat(value)}
+    metrics = {"metrics": _scalars(result["metrics"])} if "metrics" in result else {}
+    return _scalars(result) | flat | metrics
+
+
+def _is_flat(values: dict[str, Any]) -> bool:
+    return len(values) <= _FLAT_ENTRIES and _scalars(values) == values
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    single = ((key, value) for key, value in values.items() if isinstance(value, (str, int, float)))
-    return dict(itertools.islice(single, _BRIEF_ENTRIES))
+    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}

@@ -21,7 +21,15 @@ _MB = 1024**2
 _REFUSALS = 1
 #: What would meet every other image too: it ends the job.
 _OF_THE_JOB = frozenset(
-    {"model_invalid", "model_unavailable", "unsupported_job", "invalid_job", "worker_unfit", "worker_stopped"}
+    {
+        "model_invalid",
+        "model_unavailable",
+        "unsupported_job",
+        "upload_failed",
+        "upload_rejected",
+        "worker_unfit",
+        "worker_stopped",
+    }
 )
 #: What an image is at fault for, and no other image need fear.
 _OF_THE_IMAGE = frozenset({"image_invalid", "url_forbidden", "checksum_mismatch"})

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 MODEL = "tiny_v1"
 #: An engine starts within seconds on an idle machine.
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 ASKED = {"model_version": MODEL, "confidence_threshold": tiny_model.ANY_CONFIDENCE, "max_detections": 2}
 PICTURE = draw(1, (96, 64))
 

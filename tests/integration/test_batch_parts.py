@@ -264,3 +264,21 @@ def test_storage_that_stays_away_ends_the_batch(batch: Batch, interrupt: Interru
     with pytest.raises(UploadFailedError, match=r"part-00000\.jsonl\.gz"):
         whole()
     assert batch.told == []
+
+
+def test_no_checkpoint_passes_over_a_part_that_was_not_stored(
+    batch: Batch, put: Put, interrupt: Interrupt
+) -> None:
+    def second_is_lost(path: Path, name: str, interrupt: Interrupt) -> Stored:
+        if name == "part-00001.jsonl.gz":
+            raise UploadFailedError(f"{name} could not be stored")
+        return put(path, name, interrupt)
+
+    gate = batch.put = Gate(second_is_lost)
+    with batch.parts() as parts:
+        _write(parts, range(4))
+        interrupt.request(StopReason.WORKER_STOPPED)
+        _write(parts, range(4, 5))
+        gate.open.set()
+        parts.save()
+    assert [checkpoint.next_index for checkpoint in batch.told] == [2]

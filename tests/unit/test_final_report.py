@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from rvmcv_worker import final_report
+from rvmcv_worker.batch_summary import BatchSummary
+
+
+def test_a_batch_of_very_many_parts_is_told_without_them() -> None:
+    summary = BatchSummary(images_ok=1_000_000)
+    summary.add_error("image_invalid")
+    told = {"images_total": 1_000_001, **summary.told(), "parts": [{"path": "x"}], "model_used": "v3"}
+    brief = final_report.brief(told)
+    assert (brief["images_total"], brief["images_ok"], brief["model_used"]) == (1_000_001, 1_000_000, "v3")
+    assert brief["errors"] == {"image_invalid": 1}
+    # Half a histogram would be added to others as if it were whole.
+    assert not {"parts", "latency_histogram"} & set(brief)
+
+
+def test_a_training_keeps_the_single_values_of_its_metrics() -> None:
+    metrics = {"mAP50": 0.9, "active": {"mAP50": 0.8}, "classes": ["a"]}
+    artifacts = {str(number): "s3://models/x" for number in range(101)}
+    brief = final_report.brief({"version": "v1", "metrics": metrics, "artifacts": artifacts})
+    assert brief == {"version": "v1", "metrics": {"mAP50": 0.9}}
