@@ -8,13 +8,15 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+import requests
 
 from tests.postgres import Postgres
 from tests.reference_process import ReferenceProcess
-from tests.reference_talker import Talker
+from tests.reference_talker import Talker, headers
 
 pytestmark = pytest.mark.slow
 
@@ -223,3 +225,29 @@ def in_threads(calls: list[tuple[object, Talker]]) -> None:
         thread.join(60)
     if failed:
         raise failed[0]
+
+
+def test_request_held_at_one_server_is_answered_when_the_job_ends_at_the_other(
+    servers: tuple[ReferenceProcess, ReferenceProcess],
+) -> None:
+    here, there = servers
+    admin = headers(here.admin_token)
+    model = {"data": {"model_name": "yolo11", "version": "m"}, "files": {"model_file": b"model"}}
+    requests.post(f"{here.url}/api/v1/cv/upload-model", headers=admin, timeout=20, **model)
+    body = {"image_url": "s3://datasets/x.jpg", "model_version": "m"}
+    asked = requests.post(f"{here.url}/api/v1/cv/inference", json=body, headers=admin, timeout=20).json()
+    worker = Talker(there)
+    token = worker.take(asked["job_id"])
+    with ThreadPoolExecutor() as threads:
+        look = f"{here.url}{asked['url']}?wait=30"
+        answer = threads.submit(requests.get, look, headers=admin, timeout=40)
+        # Until it holds the request, the server answers others; then that one is waiting for the news.
+        while (
+            requests.get(f"{here.url}/api/v1/cv/metrics", headers=admin, timeout=20).json()["held_answers"]
+            < 1
+        ):
+            assert not answer.done()
+        start_s = time.monotonic()
+        worker.finish(asked["job_id"], token, "completed", result={"detections": []})
+        assert answer.result().json()["status"] == "completed"
+        assert time.monotonic() - start_s < 3

@@ -162,7 +162,7 @@ def health(services: InServices, _who: AsAnyone) -> dict[str, Any]:
 
 @router.get("/metrics")
 def metrics(services: InServices, _who: AsAdmin) -> dict[str, Any]:
-    """Count jobs by type and status, as JSON, with each worker's last status."""
+    """Count jobs by type and status, as JSON, with each worker's last status, and requests held now."""
     counts: dict[str, dict[str, int]] = {}
     with services.queue.look() as turn:
         for table in JOB_TABLES:
@@ -172,4 +172,4 @@ def metrics(services: InServices, _who: AsAdmin) -> dict[str, Any]:
             for job_type, status, count in turn.session.execute(grouped):
                 counts.setdefault(job_type, {})[status] = count
         workers = [worker.model_dump() for worker in views.all_workers(turn)]
-    return {"jobs": counts, "workers": workers}
+    return {"jobs": counts, "workers": workers, "held_answers": services.held.held}
