@@ -47,11 +47,24 @@ def open_yolo11_of_any_task(path: Path) -> tuple[YOLO, str, str]:
     except JobError:
         raise
     except Exception as error:  # whatever a stranger's file makes the loader raise is a fault of the file
+        if _is_sam2(path):
+            raise ModelInvalidError(
+                f"{path.name} is a SAM2 checkpoint: it makes masks and finds nothing by itself; "
+                "name it as segmenter, and a YOLO11 model as model"
+            ) from error
         raise ModelInvalidError(
             f"{path.name} does not load as an Ultralytics checkpoint: {_first_line(error)}; "
             "upload the best.pt of a YOLO11 training"
         ) from error
     return yolo, architecture, task
+
+
+def _is_sam2(path: Path) -> bool:
+    try:
+        weights = torch.load(path, map_location="meta", weights_only=True)["model"]
+        return isinstance(weights, dict) and any(str(name).startswith("image_encoder.") for name in weights)
+    except Exception:  # noqa: BLE001 - it is not: whatever it is, the loader has said so
+        return False
 
 
 def identify(model: torch.nn.Module, name: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from rvmcv_worker.compute.backends import Raw
 BOX_PX, BOX_SHARE = 1.0, 0.005
 #: How far a score may be off.
 SCORE = 0.02
+_TIE = 1e-5
 #: Least overlap of two masks of one object, where they differ in more than a few pixels of the prototypes.
 MASK_IOU, _MASK_PX = 0.9, 4
 
@@ -81,8 +82,9 @@ def compare(reference: Raw, candidate: Raw, *, classes: int) -> Comparison:
     best, class_ids = scores.max(1, keepdim=True)
     found_ids = found_scores.argmax(1, keepdim=True)
     score = (best - found_scores.gather(1, class_ids)).abs()
-    # Where nothing is detected no class is told either: two that are as likely may change places.
-    same = (class_ids == found_ids) | (best - scores.gather(1, found_ids) <= (0 if detections else SCORE))
+    # Two classes that the reference finds equally likely may change places, and where nothing is detected, and
+    # so no class is told, also two that are nearly so.
+    same = (class_ids == found_ids) | (best - scores.gather(1, found_ids) <= (_TIE if detections else SCORE))
 
     overlap, masks_agree = _masks(reference, candidate, expected, found, boxes, 4 + classes)
     return Comparison(
