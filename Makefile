@@ -30,9 +30,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## one training on an embedded RVM-Server; DATASET=path IMG_SIZE=320 EPOCHS=3 for your own data
+demo: setup ## a training, then inferences, on an embedded RVM-Server; DATASET=path IMG_SIZE=320 EPOCHS=3 for your own data, SAM2=path
 	$(BIN)/rvmcv-worker demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(EPOCHS),--epochs $(EPOCHS)) \
-	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) --json summary.json
+	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) $(if $(SAM2),--sam2 '$(SAM2)') --json summary.json
 
 test: setup ## the whole suite
 	$(BIN)/python -m pytest

@@ -162,10 +162,13 @@ def demo(
     img_size: Annotated[
         int | None, typer.Option(min=32, help="Side of the training images, in pixels.")
     ] = None,
+    sam2: Annotated[
+        Path | None, typer.Option(help="A checkpoint of SAM2.1 (sam2.1_hiera_….pt), for masks.", exists=True)
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the summary goes.")] = None,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo-out"),
 ) -> None:
-    """Run one training on an embedded RVM-Server and show what happens."""
+    """Run a training and inferences on an embedded RVM-Server and show what happens."""
     try:
         from rvmcv_worker.demo.run import run_demo
     except ImportError as error:
@@ -174,7 +177,14 @@ def demo(
             ExitCode.FAILED,
         )
     raise typer.Exit(
-        run_demo(dataset=dataset, epochs=epochs, img_size=img_size, json_file=json_file, out_dir=out)
+        run_demo(
+            dataset=dataset,
+            epochs=epochs,
+            img_size=img_size,
+            sam2=sam2,
+            json_file=json_file,
+            out_dir=out,
+        )
     )
 
 

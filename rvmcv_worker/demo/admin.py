@@ -1,4 +1,4 @@
-"""What an admin does at RVM-Server: bring a data set, queue a training, fetch what came out."""
+"""What an admin does at RVM-Server: bring files, queue work, fetch what came out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import requests
 from minio import Minio
 
-from rvmcv_worker.reference.client import Client
+from rvmcv_worker.reference.client import Client, ClientError
 from rvmcv_worker.reference.state_file import State
 
 _CHUNK_BYTES = 2**20
@@ -51,6 +51,48 @@ class Admin:
     def cancel(self, job_id: str) -> None:
         """Ask for a job's end."""
         self._client.cancel(job_id)
+
+    def activate(self, version: str) -> None:
+        """Make a model the active one: inferences that name none get it."""
+        row = self.model_row(version)
+        if row is None:
+            raise ClientError(f"RVM-Server has no model {version}")
+        self._client.post(f"/api/v1/cv/models/{row['id']}/activate", None)
+
+    def add_segmenter(self, checkpoint: Path, version: str) -> None:
+        """Bring a SAM2 checkpoint."""
+        path = f"demo/{version}.pt"
+        self._store.fput_object("models", path, str(checkpoint))
+        fields = {"model_name": "sam2", "version": version, "file_path": f"s3://models/{path}"}
+        self._client.post("/api/v1/cv/upload-model", {**fields, "sha256_hash": _sha256_of_file(checkpoint)})
+
+    def put_image(self, file: Path, key: str) -> str:
+        """Store a picture and return its ``s3://`` path."""
+        self._store.fput_object("datasets", f"demo/{key}", str(file))
+        return f"s3://datasets/demo/{key}"
+
+    def infer(self, fields: dict[str, Any], wait_s: float) -> dict[str, Any]:
+        """Queue an inference; returns the answer, which after `wait_s` may have no result yet."""
+        answer: dict[str, Any] = self._client.post(f"/api/v1/cv/inference?wait={wait_s:g}", fields)
+        return answer
+
+    def inference(self, job_id: str, wait_s: float) -> dict[str, Any]:
+        """Look at an inference again, waiting as `infer` does."""
+        path = f"/api/v1/cv/inference/{quote(job_id, safe='')}"
+        answer: dict[str, Any] = self._client.get(f"{path}?wait={wait_s:g}")
+        return answer
+
+    def queue_batch(self, images: list[dict[str, Any]], fields: dict[str, Any]) -> str:
+        """Queue a batch of ``{"id", "url"}`` and return its id."""
+        batch_id: str = self._client.post("/api/v1/cv/batch-inference", {**fields, "images": images})[
+            "batch_id"
+        ]
+        return batch_id
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        """Return a batch with its shards, and its summary once it is over."""
+        found: dict[str, Any] = self._client.get(f"/api/v1/cv/batch/{quote(batch_id, safe='')}")
+        return found
 
     def sandbox(self) -> str:
         """Return what stands between the daemon and its children, as the daemon says."""

@@ -14,8 +14,9 @@ from rvmcv_worker.compute.data_yaml import DataYaml, read_data_yaml
 from rvmcv_worker.compute.layouts import Item, plan
 from rvmcv_worker.demo.sheet import Box, Truth
 
-#: Least wanted last: the model has seen the pictures of `train`.
-_SPLITS = ("test", "val", "train")
+#: What a gallery is chosen from, most wanted first: the model has seen the pictures of `train`.
+UNSEEN_FIRST = ("test", "val", "train")
+VAL_FIRST = ("val", "test", "train")
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,38 @@ class Gallery:
 
     split: str
     pictures: tuple[Picture, ...]
+    #: How many pictures the split has.
+    total: int
+
+    @property
+    def described(self) -> str:
+        """Where the pictures are from, for people."""
+        shown = len(self.pictures)
+        count = str(shown) if shown == self.total else f"{shown} of the {self.total}"
+        return f"{count} pictures of {self.split}" + (" (trained on)" if self.split == "train" else "")
 
 
-def choose(archive: Path, directory: Path, names: Sequence[str], count: int) -> Gallery:
-    """Unpack `count` pictures, spread over the split, into `directory`; `names` are the classes."""
+def choose(
+    archive: Path,
+    directory: Path,
+    names: Sequence[str],
+    count: int,
+    splits_wanted: Sequence[str] = UNSEEN_FIRST,
+) -> Gallery:
+    """Unpack `count` pictures, spread over the first split wanted that there is, into `directory`.
+
+    `names` are the classes.
+    """
     directory.mkdir()
     with zipfile.ZipFile(archive) as opened:
         files = [entry.filename for entry in opened.infolist() if not entry.is_dir()]
         splits = plan(files, _hints(opened, files)).splits
-        split = next(name for name in _SPLITS if splits.get(name))
+        split = next(name for name in splits_wanted if splits.get(name))
         items = splits[split]
         step = max(1.0, len(items) / count)
         chosen = [items[int(place * step)] for place in range(min(count, len(items)))]
         pictures = [_unpack(opened, item, directory / f"{i:02d}", names) for i, item in enumerate(chosen)]
-    return Gallery(split, tuple(pictures))
+    return Gallery(split, tuple(pictures), len(items))
 
 
 def _hints(opened: zipfile.ZipFile, files: Sequence[str]) -> DataYaml:

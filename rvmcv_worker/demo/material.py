@@ -37,6 +37,9 @@ DRAWN_TRAINING: dict[str, Any] = {
 #: For a user's data. From scratch, since no weights come without a network.
 OWN_TRAINING: dict[str, Any] = {"epochs": 30, "img_size": 320, "batch_size": 16}
 
+#: Meta's names of SAM2.1's checkpoints, which say how large the model is.
+SAM2_NAMES = tuple(f"sam2.1_hiera_{size}" for size in ("tiny", "small", "base_plus", "large"))
+
 #: How many label files tell whether boxes or polygons were drawn.
 _LABELS_LOOKED_AT = 20
 _MAX_LABEL_BYTES = 10_000_000
@@ -74,6 +77,16 @@ def drawn(directory: Path) -> Material:
     )
     count = DRAWN_TRAIN + DRAWN_VAL + DRAWN_TEST
     return Material(archive, f"{count} drawn pictures of bottles and cans", DRAWN_TRAINING)
+
+
+def segmenter_name(checkpoint: Path) -> str:
+    """Return what RVM-Server shall call a SAM2 checkpoint of the user's. Raises `MaterialError`."""
+    if checkpoint.is_file() and checkpoint.stem in SAM2_NAMES:
+        return checkpoint.stem
+    raise MaterialError(
+        f"{checkpoint} is no SAM2.1 checkpoint: name a file that is called as Meta does, "
+        f"{', '.join(f'{name}.pt' for name in SAM2_NAMES)}"
+    )
 
 
 def own(dataset: Path, directory: Path) -> Material:

@@ -22,8 +22,26 @@ class JobReport:
     attempt: int
     #: From queued to ended, as an admin sees it.
     seconds: float
+    #: Without masks, which are large.
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, job: dict[str, Any], seconds: float) -> JobReport:
+        """Take over a job as `GET /job/{id}` shows it."""
+        result = job["result"]
+        if result and "detections" in result:
+            bare = [{k: v for k, v in found.items() if k != "segmentation"} for found in result["detections"]]
+            result = {**result, "detections": bare}
+        return cls(
+            job_id=job["job_id"],
+            job_type=job["job_type"],
+            status=job["status"],
+            attempt=job["attempt"],
+            seconds=round(seconds, 3),
+            result=result,
+            error=job["error"],
+        )
 
 
 @dataclass(frozen=True)

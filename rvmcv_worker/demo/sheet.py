@@ -12,6 +12,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 Box = tuple[float, float, float, float]
 
 TILE_PX = 320
+#: How much of a mask's colour covers the picture, 0 to 255.
+MASK_OPACITY = 110
 COLUMNS = 4
 GAP_PX = 16
 CAPTION_PX = 26
@@ -29,6 +31,8 @@ class Detection:
     name: str
     confidence: float
     bbox: Box
+    #: Of the whole picture, white where the object is; None without masks.
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,10 @@ def tile(row: Row, colours: dict[str, str]) -> Image.Image:
     scale = TILE_PX / max(upright.size)
     fitted = upright.resize((max(1, round(upright.width * scale)), max(1, round(upright.height * scale))))
     shift_x, shift_y = (TILE_PX - fitted.width) // 2, (TILE_PX - fitted.height) // 2
+    for detection in row.detections:
+        if detection.mask is not None:
+            veil = detection.mask.convert("L").resize(fitted.size).point(lambda on: on * MASK_OPACITY // 255)
+            fitted.paste(colours[detection.name], mask=veil)
     square.paste(fitted, (shift_x, shift_y))
     draw = ImageDraw.Draw(square)
 

@@ -20,6 +20,9 @@ from rvmcv_worker.reference.state_file import State
 START_TIMEOUT_S = 60.0
 #: From SIGTERM to SIGKILL; the daemon gives its own children 20 s.
 STOP_TIMEOUT_S = 30.0
+#: What the workspaces of engines are called; no job's id begins so.
+ENGINE_PREFIX = "_engine-"
+JOB_TYPES = ("yolo11", "inference", "batch-inference")
 
 #: `rvmcv-reference`, wherever the package is installed.
 _REFERENCE = "from rvmcv_worker.reference.cli import main; main()"
@@ -48,8 +51,13 @@ class Stage:
             if not actor.runs:
                 raise StageError(f"{actor.name} has ended early; its last lines:\n{actor.last_lines()}")
 
+    def left_by_jobs(self) -> int:
+        """How many files and folders are in the workspaces of jobs; a warm engine's own is none of those."""
+        jobs = [folder for folder in self.workspaces.glob("*") if not folder.name.startswith(ENGINE_PREFIX)]
+        return sum(1 + sum(1 for _ in folder.rglob("*")) for folder in jobs)
+
     def left_over(self) -> int:
-        """How many files and folders are in the workspaces."""
+        """How many files and folders are in the workspaces, an engine's included."""
         return sum(1 for _ in self.workspaces.rglob("*"))
 
 
@@ -141,6 +149,7 @@ def write_config(directory: Path, state: State) -> Path:
                 "server": {"url": state.url},
                 "worker": {
                     "id": "demo",
+                    "job_types": JOB_TYPES,
                     "state_dir": str(directory / "state"),
                     "runtime_dir": str(directory / "run"),
                     "credentials_dir": str(credentials),

@@ -135,7 +135,7 @@ def test_no_pixel_belongs_to_two_objects(scenes):
 
 
 def test_drawing_does_without_torch():
-    code = "import sys, rvmcv_worker.demo.drawing, rvmcv_worker.demo.sheet, rvmcv_worker.demo.predict; "
+    code = "import sys, rvmcv_worker.demo.drawing, rvmcv_worker.demo.sheet, rvmcv_worker.demo.run; "
     done = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules)"],
         capture_output=True,

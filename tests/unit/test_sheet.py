@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageColor
 
-from rvmcv_worker.demo.predict import PredictError, detections_of
+from rvmcv_worker.demo.inferences import detections_of
+from rvmcv_worker.demo.questions import Answer
 from rvmcv_worker.demo.sheet import (
     GAP_PX,
     HEADER_PX,
+    MASK_OPACITY,
     PALETTE,
     TILE_PX,
     Detection,
@@ -109,11 +113,28 @@ def test_captions_count_found_and_surplus(grey):
     assert caption(Row(grey, (), ()))[0] == "nothing there, nothing found"
 
 
-def test_a_line_of_the_prediction_becomes_detections():
-    line = {
-        "image": "a.jpg",
-        "detections": [{"class": "can", "confidence": 0.5, "bbox": [1.0, 2.0, 3.0, 4.0]}],
-    }
-    assert detections_of(line) == (Detection("can", 0.5, (1.0, 2.0, 3.0, 4.0)),)
-    with pytest.raises(PredictError, match=r"a\.jpg: not a picture"):
-        detections_of({"image": "a.jpg", "error": "not a picture that can be decoded"})
+def test_a_mask_veils_what_it_covers_and_nothing_else(grey, tmp_path):
+    mask = Image.new("1", (TILE_PX * 2, TILE_PX))
+    mask.paste(1, (200, 100, 300, 200))
+    row = Row(grey, (Detection("can", 0.9, (200, 100, 400, 200), mask),), ())
+    tile = first_tile([row], tmp_path / "sheet.png")
+    shift = TILE_PX // 4
+    veiled, free = tile.getpixel((120, shift + 75)), tile.getpixel((180, shift + 75))
+    assert free == (128, 128, 128)
+    share = MASK_OPACITY / 255
+    assert veiled == pytest.approx([128 + share * (c - 128) for c in CAN], abs=2)
+
+
+def test_an_answer_becomes_detections_with_their_masks():
+    mask = Image.new("1", (40, 30))
+    mask.putpixel((7, 5), 1)
+    png = io.BytesIO()
+    mask.save(png, "PNG")
+    told = {"class": "can", "confidence": 0.5, "bbox": [1.0, 2.0, 3.0, 4.0]}
+    veiled = {**told, "segmentation": base64.b64encode(png.getvalue()).decode()}
+    bare, masked = detections_of(Answer({"detections": [told, veiled]}, None, 0.1))
+    assert bare == Detection("can", 0.5, (1.0, 2.0, 3.0, 4.0))
+    assert masked.mask is not None
+    assert masked.mask.size == (40, 30)
+    assert masked.mask.getbbox() == (7, 5, 8, 6)
+    assert detections_of(Answer(None, {"code": "image_invalid"}, 0.1)) == ()

@@ -1,0 +1,155 @@
+"""The demo's second act: what the trained model sees in pictures, asked through RVM-Server's API."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from rvmcv_worker.demo import fraud, inference_tables
+from rvmcv_worker.demo.admin import Admin
+from rvmcv_worker.demo.questions import Answer, Questions
+from rvmcv_worker.demo.sheet import Detection, Row, draw_sheet
+from rvmcv_worker.demo.subject import Subject
+
+CONFIDENCE = 0.4
+#: A sheet for people: of two boxes of a class that overlap so much, the likelier one is drawn.
+IOU = 0.5
+#: SAM2 takes seconds for a picture on a CPU, the model itself next to nothing.
+PICTURES_FOR_SAM2, PICTURES_FOR_MODEL = 4, 12
+OWN_MASKS = "yolo"
+#: What this act leaves in the output folder.
+DETECTIONS, ANNOTATED, MASKS, SAM2_MASKS = "detections.png", "annotated.jpg", "masks.png", "masks_sam2.png"
+
+
+class Inferences:
+    """All of it; `faults` holds what did not come out as it should."""
+
+    def __init__(self, console: Console, admin: Admin, questions: Questions, out_dir: Path) -> None:
+        self.faults: list[str] = []
+        self._console = console
+        self._admin = admin
+        self._questions = questions
+        self._out_dir = out_dir
+
+    def perform(self, subject: Subject, sam2: str | None) -> None:
+        """Ask about single pictures, suspicious ones, a batch, a drawn one, and for masks.
+
+        `sam2` is the version of a SAM2 that RVM-Server has.
+        """
+        options = {"confidence_threshold": CONFIDENCE, "iou_threshold": IOU, "img_size": subject.img_size}
+        answers = self._look_at_each(subject, options)
+        self._check_for_fraud(subject, options, answers)
+        self._look_at_all(subject, options)
+        self._have_one_drawn(subject, options, answers)
+        if subject.label_task == "segment":
+            self._have_masks(subject, options, OWN_MASKS, PICTURES_FOR_MODEL)
+        if sam2 is not None:
+            self._have_masks(subject, options, sam2, PICTURES_FOR_SAM2)
+        else:
+            self._say(
+                "\nNo masks by SAM2: no weights come without a network. Give some: make demo SAM2=path."
+            )
+
+    def _look_at_each(self, subject: Subject, options: dict[str, Any]) -> list[Answer]:
+        """Have the single pictures looked at, one after the other, and draw the sheet."""
+        self._say(
+            f"\nOne by one, {subject.single.gallery.described}; the first waits for the engine's start:"
+        )
+        asked = {**options, "purpose": "reanalysis"}
+        answers = [self._ask({**asked, "image_url": url}, "a picture") for url in subject.single.urls]
+        inference_tables.print_answers(self._console, subject.single.names, answers)
+        self._draw(subject, answers, DETECTIONS, "What the model finds")
+        return answers
+
+    def _check_for_fraud(self, subject: Subject, options: dict[str, Any], answers: Sequence[Answer]) -> None:
+        """Have what a machine says compared with the picture of which the server is surest."""
+        index = max(range(len(answers)), key=lambda i: fraud.certainty(answers[i].detections))
+        result, url = answers[index].result, subject.single.urls[index]
+        if result is None:
+            return  # each has failed, and is noted
+        self._say(f"\nFraud checks of {subject.single.names[index]}, with what a machine says that it saw:")
+        verdicts = []
+        for claim in fraud.claims(result, subject.classes, CONFIDENCE):
+            what = f"the fraud check {claim.what!r}"
+            asked = {**options, "purpose": "fraud_check", "edge_result": claim.edge_result}
+            answer = self._ask({**asked, "image_url": url}, what)
+            comparison = (answer.result or {}).get("comparison")
+            verdicts.append((claim, comparison))
+            if comparison is not None and comparison["mismatch"] != claim.is_false:
+                self.faults.append(f"{what}: mismatch is {comparison['mismatch']}")
+        inference_tables.print_verdicts(self._console, verdicts)
+
+    def _look_at_all(self, subject: Subject, options: dict[str, Any]) -> None:
+        """Have a batch looked at."""
+        self._say(f"\nAs a batch, {subject.batch.gallery.described}:")
+        names, urls = subject.batch.names, subject.batch.urls
+        images = [{"id": name, "url": url} for name, url in zip(names, urls, strict=True)]
+        with self._console.status("waiting for the batch"):
+            batch = self._questions.ask_all(images, options)
+        inference_tables.print_batch(self._console, batch)
+        failed = (batch["summary"] or {}).get("images_failed")
+        if batch["status"] != "completed" or failed:
+            self.faults.append(f"the batch is {batch['status']}, {failed} of its pictures failed")
+
+    def _have_one_drawn(self, subject: Subject, options: dict[str, Any], answers: Sequence[Answer]) -> None:
+        """Have the worker itself draw into the picture in which it found most."""
+        index = max(range(len(answers)), key=lambda i: len(answers[i].detections))
+        asked = {**options, "image_url": subject.single.urls[index], "annotated": True}
+        answer = self._ask(asked, "the annotated picture")
+        if path := (answer.result or {}).get("annotated_path"):
+            self._admin.fetch(path, self._out_dir / ANNOTATED)
+        elif answer.result is not None:
+            self.faults.append("no annotated picture is named in the result")
+
+    def _have_masks(self, subject: Subject, options: dict[str, Any], segmenter: str, count: int) -> None:
+        """Have masks made of the first pictures, and draw a sheet of them."""
+        by = "the model itself" if segmenter == OWN_MASKS else segmenter
+        names, urls = subject.single.names[:count], subject.single.urls[:count]
+        self._say(f"\nMasks by {by}, of {len(urls)} of the single pictures:")
+        asked = {**options, "segmentation": True, "segmenter": segmenter}
+        answers = [self._ask({**asked, "image_url": url}, f"masks by {by}") for url in urls]
+        inference_tables.print_answers(self._console, names, answers)
+        file = MASKS if segmenter == OWN_MASKS else SAM2_MASKS
+        self._draw(subject, answers, file, f"Masks by {by}")
+
+    def _ask(self, fields: dict[str, Any], what: str) -> Answer:
+        answer = self._questions.ask(fields)
+        if answer.result is None:
+            error = answer.error or {}
+            self.faults.append(f"{what}: {error.get('code', 'cancelled')}: {error.get('message', '')}")
+        return answer
+
+    def _draw(self, subject: Subject, answers: Sequence[Answer], file: str, title: str) -> None:
+        """Draw a sheet of the pictures that were answered for."""
+        # Masks are of the first pictures only.
+        pairs = zip(subject.single.gallery.pictures, answers, strict=False)
+        rows = [Row(seen.file, detections_of(answer), seen.truths) for seen, answer in pairs if answer.result]
+        if rows:
+            draw_sheet(
+                rows,
+                self._out_dir / file,
+                names=subject.classes,
+                title=title,
+                subtitle=f"{subject.single.gallery.described}, confidence of at least {CONFIDENCE}; "
+                f"mAP50 {subject.map50:.3f}",
+            )
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def detections_of(answer: Answer) -> tuple[Detection, ...]:
+    """What was found, for a sheet; masks are PNGs of the whole picture, as the protocol has them."""
+    found = []
+    for told in answer.detections:
+        left, top, right, bottom = told["bbox"]
+        png = told.get("segmentation")
+        mask = Image.open(io.BytesIO(base64.b64decode(png))) if png else None
+        found.append(Detection(told["class"], told["confidence"], (left, top, right, bottom), mask))
+    return tuple(found)
