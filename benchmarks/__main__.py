@@ -16,6 +16,7 @@ ALL = (
     "transfer",
     "many_workers",
     "training_parity",
+    "inference",
     "batch",
     "inference_latency",
 )
