@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -17,7 +18,7 @@ from benchmarks.stage import percentile, seconds_between
 BACKENDS = ("torch", "auto")
 ROUNDS, FRAUD_CHECKS = 40, 60
 #: Jobs of each of two streams.
-MIXED = 1000
+MIXED = int(os.environ.get("INFERENCE_MIXED", "1000"))
 #: The streams' options. A detector with random weights finds more than either may tell.
 STREAMS: tuple[dict[str, Any], ...] = (
     {"confidence_threshold": 0.0005, "max_detections": 7, "img_size": 160},
@@ -25,8 +26,8 @@ STREAMS: tuple[dict[str, Any], ...] = (
 )
 
 
-def measure(mixed: int = MIXED) -> list[Figure]:
-    """Measure with each backend; `mixed` jobs go through each of two streams."""
+def measure() -> list[Figure]:
+    """Measure with each backend."""
     with tempfile.TemporaryDirectory(prefix="rvmcv-inference-") as name:
         directory = Path(name)
         model, files = detector(directory), pictures(directory, 10)
@@ -42,7 +43,7 @@ def measure(mixed: int = MIXED) -> list[Figure]:
                     figures += _ten(called, asked)
                     figures += _beside_a_batch(called, asked)
                     if backend == BACKENDS[0]:
-                        figures.append(_mixed(asked, mixed))
+                        figures.append(_mixed(asked))
     return figures
 
 
@@ -128,7 +129,7 @@ def _beside_a_batch(called: str, asked: Inferring) -> list[Figure]:
     ]
 
 
-def _mixed(asked: Inferring, count: int) -> Figure:
+def _mixed(asked: Inferring) -> Figure:
     """Two streams at once with different options: each answer must be what its options alone give."""
     expected = [asked.infer(asked.urls[0], **options).result["detections"] for options in STREAMS]
     if not all(expected) or expected[0] == expected[1]:
@@ -136,9 +137,9 @@ def _mixed(asked: Inferring, count: int) -> Figure:
 
     def wrong_of(number: int) -> int:
         wrong = 0
-        for first in range(0, count, 4):  # four at once of each, eight places
+        for first in range(0, MIXED, 4):  # four at once of each, eight places
             start_s = time.monotonic()
-            some = range(first, min(first + 4, count))
+            some = range(first, min(first + 4, MIXED))
             job_ids = [asked.queue(asked.urls[0], **STREAMS[number]) for _ in some]
             for ended in asked.wait(job_ids, start_s):
                 wrong += ended.result["detections"] != expected[number]
@@ -146,4 +147,4 @@ def _mixed(asked: Inferring, count: int) -> Figure:
 
     with ThreadPoolExecutor(len(STREAMS)) as streams:
         wrong = sum(streams.map(wrong_of, range(len(STREAMS))))
-    return Figure(f"two streams of {count} requests with other options: mixed", wrong, "results", "0")
+    return Figure(f"two streams of {MIXED} requests with other options: mixed", wrong, "results", "0")

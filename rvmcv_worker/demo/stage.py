@@ -20,8 +20,8 @@ from rvmcv_worker.reference.state_file import State
 START_TIMEOUT_S = 60.0
 #: From SIGTERM to SIGKILL; the daemon gives its own children 20 s.
 STOP_TIMEOUT_S = 30.0
-#: What the workspaces of engines are called; no job's id begins so.
-ENGINE_PREFIX = "_engine-"
+#: How the workspaces that are the worker's own begin, of its engines and exports; no job's id does.
+OWN_PREFIX = "_"
 JOB_TYPES = ("yolo11", "inference", "batch-inference")
 
 #: `rvmcv-reference`, wherever the package is installed.
@@ -52,12 +52,12 @@ class Stage:
                 raise StageError(f"{actor.name} has ended early; its last lines:\n{actor.last_lines()}")
 
     def left_by_jobs(self) -> int:
-        """How many files and folders are in the workspaces of jobs; a warm engine's own is none of those."""
-        jobs = [folder for folder in self.workspaces.glob("*") if not folder.name.startswith(ENGINE_PREFIX)]
+        """How many files and folders are in the workspaces of jobs; a warm engine's is none of those."""
+        jobs = [folder for folder in self.workspaces.glob("*") if not folder.name.startswith(OWN_PREFIX)]
         return sum(1 + sum(1 for _ in folder.rglob("*")) for folder in jobs)
 
     def left_over(self) -> int:
-        """How many files and folders are in the workspaces, an engine's included."""
+        """How many files and folders are in the workspaces, the worker's own included."""
         return sum(1 for _ in self.workspaces.rglob("*"))
 
 

@@ -17,30 +17,30 @@ from rvmcv_worker.exit_codes import ExitCode
 pytestmark = pytest.mark.slow
 
 
-def _demo(directory: Path, dataset: Path) -> subprocess.CompletedProcess[str]:
+def _demo(directory: Path, dataset: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run two epochs at 64 px; what the demo leaves in its temporary folder stays visible."""
     (directory / "tmp").mkdir()
     command = [sys.executable, "-m", "rvmcv_worker.cli", "demo", "--dataset", str(dataset)]
-    command += ["--epochs", "2", "--img-size", "64"]
+    command += ["--epochs", "2", "--img-size", "64", *options]
     command += ["--json", str(directory / "summary.json"), "--out", str(directory / "out")]
     return subprocess.run(
         ["env", f"TMPDIR={directory / 'tmp'}", *command],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
 
 
-def test_a_folder_becomes_a_model_with_its_row_and_nothing_stays(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "data", train=16, val=6, test=6, size_px=96, seed=3)
+def test_a_folder_becomes_a_model_that_answers_and_nothing_stays(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=16, val=5, test=3, size_px=96, seed=3, segment=True)
     (tmp_path / "data" / "images" / "train" / "link.jpg").symlink_to("/etc/hostname")
 
     done = _demo(tmp_path, tmp_path / "data")
 
     assert done.returncode == ExitCode.OK, done.stdout + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
-    (job,) = summary["jobs"]
+    job, *inferences = summary["jobs"]
     assert (job["job_type"], job["status"], job["attempt"], job["error"]) == ("yolo11", "completed", 1, None)
     assert job["result"]["data"]["splits"]["train"]["images"] == 16
     sha256 = hashlib.sha256((tmp_path / "out" / "best.pt").read_bytes()).hexdigest()
@@ -48,11 +48,28 @@ def test_a_folder_becomes_a_model_with_its_row_and_nothing_stays(tmp_path: Path)
     assert "(equal)" in done.stdout
     for epoch in (1, 2):
         assert done.stdout.count(f"epoch {epoch}/2") == 1
+    *alone, batch, drawn, mask_1, mask_2, mask_3 = inferences
+    assert [each["job_type"] for each in alone] == ["inference"] * len(alone)
+    assert {each["status"] for each in inferences} == {"completed"}
+    assert {each["result"]["model_sha256"] for each in inferences} == {sha256}
+    assert "One by one, 3 pictures of test" in done.stdout
+    honest, *made_up = [each["result"]["comparison"] for each in alone[3:]]
+    assert not honest["mismatch"]
+    assert [reason["code"] for reason in made_up[-1]["reasons"]] == ["missing_at_server"]
+    assert done.stdout.count("MISMATCH") == len(made_up)
+    assert batch["job_type"] == "batch-inference"
+    assert (batch["result"]["images_ok"], batch["result"]["images_failed"]) == (5, 0)
+    assert drawn["result"]["annotated_path"].startswith("s3://")
+    assert {each["result"]["segmenter_used"] for each in (mask_1, mask_2, mask_3)} == {"yolo"}
+    assert "SAM2=path" in done.stdout
     assert summary["workspace_files_left"] == 0
     assert summary["listening_sockets"] == 0
     assert 10 < summary["daemon_peak_rss_mb"] < 500
-    with Image.open(tmp_path / "out" / "detections.png") as sheet:
-        assert sheet.width > 4 * 320
+    for name in ("detections.png", "masks.png"):
+        with Image.open(tmp_path / "out" / name) as sheet:
+            assert sheet.width > 3 * 320
+    with Image.open(tmp_path / "out" / "annotated.jpg") as picture:
+        assert picture.width == picture.height >= 96
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -70,6 +87,18 @@ def test_a_data_set_that_cannot_be_trained_on_ends_with_its_code(tmp_path: Path)
     assert summary["jobs"][0]["error"]["code"] == "dataset_invalid"
     assert "dataset_invalid" in done.stdout
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_file_that_is_no_sam2_is_told_before_anything_starts(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=1, val=1, test=0, size_px=96, seed=3)
+    (tmp_path / "sam2.pt").write_bytes(b"")
+
+    done = _demo(tmp_path, tmp_path / "data", "--sam2", str(tmp_path / "sam2.pt"))
+
+    assert done.returncode == ExitCode.FAILED
+    assert "sam2.pt is no SAM2.1 checkpoint" in done.stdout
+    assert "sam2.1_hiera_tiny.pt" in done.stdout
+    assert json.loads((tmp_path / "summary.json").read_text())["jobs"] == []
 
 
 @pytest.mark.parametrize("kind", ["empty", "text"])
