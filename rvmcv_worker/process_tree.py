@@ -207,7 +207,7 @@ class CookieTree(ProcessTree):
 
 
 def kill_marked(cookie: str, within_s: float = 30.0) -> int:
-    """Kill each process whose cookie starts with `cookie`; returns how many there were.
+    """Kill each process with this cookie, or with one beneath it; returns how many there were.
 
     A daemon calls it at its start too, for what an earlier one that was killed has left behind.
     """
@@ -253,12 +253,13 @@ def _marked(cookie: str) -> list[int]:
 
 
 def _has_cookie(pid: int, cookie: str) -> bool:
-    wanted = os.fsencode(f"{COOKIE}={cookie}")
+    wanted = os.fsencode(f"{COOKIE}={cookie.rstrip('/')}")
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:  # gone, or another user's
         return False
-    return any(item.startswith(wanted) for item in environment.split(b"\0"))
+    # Not `startswith` alone: attempt 1 of a job is not its attempt 12.
+    return any(item == wanted or item.startswith(wanted + b"/") for item in environment.split(b"\0"))
 
 
 def _is_dead(pid: int) -> bool:

@@ -16,7 +16,7 @@ from rvmcv_worker import errors
 from rvmcv_worker.compute import stub
 from rvmcv_worker.executor import ChildEnd
 from rvmcv_worker.interrupt import StopReason
-from rvmcv_worker.process_tree import kill_marked
+from rvmcv_worker.process_tree import COOKIE, kill_marked
 from tests.child_fixtures import Runner, marked_processes, runner, spawner, wall
 
 __all__ = ["runner", "spawner", "wall"]
@@ -223,6 +223,18 @@ def test_a_child_is_found_by_the_sweep_of_the_next_start(runner: Runner) -> None
     with pytest.raises(errors.JobCrashedError):
         runner.stub("hang", on_progress=sweep)
     assert killed[0] >= 1
+
+
+def test_the_end_of_one_attempt_is_not_the_end_of_another_whose_name_begins_like_it(tmp_path: Path) -> None:
+    first, twelfth = str(tmp_path / "job-1"), str(tmp_path / "job-12")
+    waiting = subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={COOKIE: twelfth})
+    with waiting:
+        try:
+            assert kill_marked(first) == 0
+            assert waiting.poll() is None
+            assert kill_marked(twelfth) == 1
+        finally:
+            waiting.kill()
 
 
 DAEMON = """
