@@ -40,7 +40,7 @@ class Answered:
     @property
     def error(self) -> dict[str, str]:
         """The error of a request that failed."""
-        assert not self.header["ok"], self.result
+        assert not self.header["ok"], "the request succeeded"
         found: dict[str, str] = self.header["error"]
         return found
 

@@ -283,7 +283,8 @@ def test_a_segmenter_makes_the_masks_and_keeps_what_it_knows_of_a_picture(stage:
 def test_what_does_not_fit_into_memory_fails_alone(stage: Stage) -> None:
     """The kernel refuses the engine more address space, as it does when memory has run out."""
     engine = stage.engine
-    big = stage.request("small", options=Options(imgsz=2048))
+    # Larger than jobs may ask for: more than what the engine has free from earlier requests.
+    big = stage.request("small", options=Options(imgsz=8192))
     pid = engine.process.pid
     held_bytes = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
     unlimited = resource.prlimit(pid, resource.RLIMIT_AS)
