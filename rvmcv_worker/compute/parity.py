@@ -82,8 +82,8 @@ def compare(reference: Raw, candidate: Raw, *, classes: int) -> Comparison:
     best, class_ids = scores.max(1, keepdim=True)
     found_ids = found_scores.argmax(1, keepdim=True)
     score = (best - found_scores.gather(1, class_ids)).abs()
-    # Two classes that the reference finds equally likely may change places, and where nothing is detected, and
-    # so no class is told, also two that are nearly so.
+    # Two classes that the reference finds equally likely may change places, and where nothing is detected,
+    # and so no class is told, also two that are nearly so.
     same = (class_ids == found_ids) | (best - scores.gather(1, found_ids) <= (_TIE if detections else SCORE))
 
     overlap, masks_agree = _masks(reference, candidate, expected, found, boxes, 4 + classes)
