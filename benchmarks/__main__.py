@@ -19,6 +19,7 @@ ALL = (
     "inference",
     "batch",
     "inference_latency",
+    "masks",
 )
 
 

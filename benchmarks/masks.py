@@ -87,7 +87,9 @@ def _formats() -> list[Figure]:
     cv2.ellipse(mask, (400, 560), (130, 380), 12, 0, 360, 1, -1)
     cv2.rectangle(mask, (440, 110), (510, 260), 1, -1)
     bottle = mask.astype(bool)
-    plain_bytes, plain_ms = _cost(lambda: base64.b64encode(cv2.imencode(".png", mask * 255)[1]).decode())
+    plain_bytes, plain_ms = _cost(
+        lambda: base64.b64encode(cv2.imencode(".png", mask * 255)[1].tobytes()).decode()
+    )
     figures = []
     for form in MaskFormat:
         size_bytes, ms = _cost(functools.partial(masks.encode, bottle, form))

@@ -53,20 +53,14 @@ def draw(
     """
     scale = _scale(*image.shape[:2])
     picture = _resized(image, scale)
-    # Drawn in this order, so that weak ones do not hide good ones.
-    weakest_first = np.argsort(scores, kind="stable")
-    found = supervision.Detections(
-        xyxy=boxes.astype(np.float32).reshape(-1, 4) * np.float32(scale),
-        confidence=scores,
-        class_id=classes.astype(int),
-    )
-    for number, mask in enumerate(masks or ()):
-        _draw_mask(picture, found[[number]], mask)
+    for class_id, mask in zip(classes, masks or ()):  # noqa: B905 - there may be none
+        _draw_mask(picture, int(class_id), mask)
 
-    found = found[weakest_first]
+    # Drawn in this order, so that weak ones do not hide good ones.
+    order = np.argsort(scores, kind="stable")
+    boxes = boxes.astype(np.float32).reshape(-1, 4) * np.float32(scale)
     height, width = picture.shape[:2]
     font_px = max(14, round(max(height, width) / 64))
-    labels = [_label(names[classes[index]], scores[index]) for index in weakest_first]
     box_drawer = supervision.BoxAnnotator(thickness=max(2, font_px // 7))
     label_drawer = supervision.RichLabelAnnotator(
         color=_COLORS,
@@ -76,8 +70,10 @@ def draw(
         text_padding=font_px // 4,
         smart_position=True,
     )
-    picture = box_drawer.annotate(picture, found)
-    picture = label_drawer.annotate(picture, found[-_MAX_LABELS:], labels[-_MAX_LABELS:])
+    picture = box_drawer.annotate(picture, _detections(boxes[order], classes[order]))
+    named = order[-_MAX_LABELS:]
+    labels = [_label(names[classes[index]], scores[index]) for index in named]
+    picture = label_drawer.annotate(picture, _detections(boxes[named], classes[named]), labels)
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return encoded.tobytes()
 
@@ -97,19 +93,21 @@ def _resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     return resized
 
 
-def _draw_mask(picture: NDArray[np.uint8], found: supervision.Detections, mask: NDArray[np.bool_]) -> None:
-    """Draw the mask of one detection where it is, not on the whole picture."""
+def _detections(
+    boxes: NDArray[np.float32], classes: NDArray[np.int64], masks: NDArray[np.bool_] | None = None
+) -> supervision.Detections:
+    return supervision.Detections(xyxy=boxes, class_id=classes.astype(int), mask=masks)
+
+
+def _draw_mask(picture: NDArray[np.uint8], class_id: int, mask: NDArray[np.bool_]) -> None:
+    """Draw a mask where it is, not on the whole picture."""
     height, width = picture.shape[:2]
     pixels = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     left, top, mask_width, mask_height = cv2.boundingRect(pixels)
     inside = np.s_[top : top + mask_height, left : left + mask_width]
+    box = np.array([(0, 0, mask_width, mask_height)], np.float32)
     _MASKS.annotate(
-        picture[inside],
-        supervision.Detections(
-            xyxy=np.array([(0, 0, mask_width, mask_height)], np.float32),
-            class_id=found.class_id,
-            mask=pixels[inside][None].astype(bool),
-        ),
+        picture[inside], _detections(box, np.array([class_id]), pixels[inside][None].astype(bool))
     )
 
 
