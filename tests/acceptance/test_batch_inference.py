@@ -112,7 +112,8 @@ def test_one_bad_image_is_one_error_line(
     lines = [json.dumps(image).encode() for image in _images(files, 9)]
     lines += [json.dumps({"id": name, **image}).encode() for name, image in bad.items()]
     lines += [b'{"id": "line 16", "url": 5}', b'{"id": "line 17", ', lines[3]]
-    config = {**ASKED, **_manifest(server, tmp_path, *lines), "part_size": 7, "purpose": "batch_analysis"}
+    manifest = _manifest(server, tmp_path, *lines)
+    config = {**ASKED, **manifest, "part_size": 7, "purpose": "batch_analysis", "annotated": True}
     job = server.wait_until_final(server.queue_batch(config), PATIENCE_S)
     assert job["status"] == "completed", job["error"]
     told = _lines(server, job)
@@ -131,6 +132,9 @@ def test_one_bad_image_is_one_error_line(
     assert told[16]["error"]["message"].startswith("line 17: not JSON")
     assert (told[17]["id"], told[17]["detections"]) == (told[3]["id"], told[3]["detections"])
     assert {tuple(line["image_size"]) for line in told if line["ok"]} == {(96, 64)}
+    drawn = {line["annotated_path"] for line in told if line["ok"]}
+    assert len(drawn) == 10
+    assert {server.read_object(path)[:2] for path in drawn} == {b"\xff\xd8"}
     result = job["result"]
     assert [part["images"] for part in result["parts"]] == [7, 7, 4]
     assert (result["images_total"], result["images_ok"], result["images_failed"]) == (18, 10, 8)
@@ -280,14 +284,18 @@ def test_without_storage_no_batch_is_claimed_and_the_worker_says_so(
             extra=extra,
         ):
 
-            def told() -> list[dict[str, Any]]:
+            def told() -> bool:
                 bodies = (seen.body for seen in lacking.calls("POST") if seen.path.endswith("worker-status"))
-                return [said for said in map(json.loads, bodies) if said["reasons"]]
+                claims = {"train": True, "infer": False, "batch": False}
+                reason = "batch-inference is not claimed: its results need storage"
+                return any(
+                    said["claims"] == claims and reason in said["reasons"] for said in map(json.loads, bodies)
+                )
+
+            def polls() -> list[str]:
+                return [seen.path for seen in lacking.calls() if "lane=" in seen.path]
 
             eventually(told)
-            polls = len(lacking.calls())
-            eventually(lambda: len(lacking.calls()) > polls + 5)
-        assert told()[-1]["claims"] == {"train": True, "infer": False, "batch": False}
-        assert "batch-inference is not claimed: its results need storage" in told()[-1]["reasons"]
-        assert not [seen for seen in lacking.calls() if "lane=batch" in seen.path]
-        assert [seen for seen in lacking.calls() if "lane=train" in seen.path]
+            before = len(polls())
+            eventually(lambda: len(polls()) > before + 3)
+            assert {path.split("lane=")[1].split("&")[0] for path in polls()} == {"train"}
