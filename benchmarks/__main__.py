@@ -18,7 +18,6 @@ ALL = (
     "training_parity",
     "inference",
     "batch",
-    "inference_latency",
     "masks",
 )
 
