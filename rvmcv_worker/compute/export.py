@@ -15,8 +15,9 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     """Try ``job["candidates"]`` on ``job["model"]``, at ``imgsz`` or the model's own, on ``device``.
 
     Returns what is ``chosen`` (``backend``, ``precision``), the ``files`` of the child's directory that it
-    needs (``name``, ``size_bytes``, ``sha256``), the ``imgsz``, and under ``name precision`` what was ``measured``:
-    ``ms`` an image, ``parity`` with torch in fp32, and ``worst``, the largest differences, or the ``error``.
+    needs (``name``, ``size_bytes``, ``sha256``), the ``imgsz``, and under ``name precision`` what was
+    ``measured``: ``ms`` an image, ``parity`` with torch in fp32, and ``worst``, the largest differences, or
+    the ``error``.
     """
     ultralytics_env.isolate(child.directory)
     from rvmcv_worker.compute.backend_choice import Choice
