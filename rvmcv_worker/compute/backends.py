@@ -49,6 +49,8 @@ class Session(Protocol):
 
     #: Whether several images may go through at once; a session that says no is given one at a time.
     batches: bool
+    #: With how many threads torch is to compute what comes after; None leaves it as it is.
+    threads: int | None
 
     def run(self, images: Sequence[Letterboxed]) -> Raw:
         """Run images of one shape."""
@@ -66,6 +68,7 @@ class TorchSession:
         self._network.eval()
         self._device = device
         self.batches = device.type == "cuda"
+        self.threads = NUM_THREADS if device.type == "cpu" else None
 
     @torch.inference_mode()
     def run(self, images: Sequence[Letterboxed]) -> Raw:
@@ -73,7 +76,7 @@ class TorchSession:
         batch = torch.from_numpy(np.stack(images)).to(self._device)
         batch = batch.permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
         batch = (batch.half() if self._network.fp16 else batch.float()).div_(255)
-        with _threads(NUM_THREADS if self._device.type == "cpu" else None):
+        with torch_threads(self.threads):
             output = self._network(batch)
         if self._network.format == "pt":
             output = output[0]  # beside it are the head's numbers before they are decoded
@@ -82,7 +85,7 @@ class TorchSession:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     """Let torch compute with `count` threads for a while, for the number decides about the last bit.
 
     Ultralytics leaves one core free, for the whole process and for good; SAM2 beside it should have them all.
@@ -106,6 +109,7 @@ class OpenVinoSession:
     """
 
     batches = False
+    threads: int | None = 1  # more would get in the way of the runtime's own, waiting for work as they spin
 
     def __init__(self, export: Path, precision: str) -> None:
         openvino = import_openvino()
@@ -129,6 +133,7 @@ class OnnxRuntimeSession:
     """ONNX Runtime on a CPU."""
 
     batches = False
+    threads: int | None = 1  # more would get in the way of the runtime's own, waiting for work as they spin
 
     def __init__(self, export: Path) -> None:
         onnxruntime = _import("onnxruntime")

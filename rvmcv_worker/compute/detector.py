@@ -7,7 +7,7 @@ objects for every call. Used by one thread only. Call `ultralytics_env.isolate` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,19 +83,35 @@ class Detector:
         `masks` asks a YOLO11-seg model for its masks, as large as the image (``retina_masks=True``).
         """
         boxed = [self._letterbox(image=image) for image in images]
-        size = 1 if not self._session.batches else len(boxed)
-        found: list[Found] = []
-        for start in range(0, len(boxed), size):
-            batch = boxed[start : start + size]
-            raw = self._session.run(batch)
-            kept = nms.non_max_suppression(
-                raw.predictions, confidence, iou, max_det=max_detections, nc=len(self.names)
-            )
-            for number, rows in enumerate(kept):
-                prototypes = None if raw.prototypes is None else raw.prototypes[number]
-                image = images[start + number]
-                found.append(_found(rows, prototypes, batch[number].shape[:2], image.shape[:2], masks))
-        return found
+        size = len(boxed) if self._session.batches else 1
+        with backends.torch_threads(self._session.threads):
+            return [
+                found
+                for start in range(0, len(boxed), size)
+                for found in self._detect(
+                    boxed[start : start + size],
+                    [image.shape[:2] for image in images[start : start + size]],
+                    (confidence, iou, max_detections),
+                    masks,
+                )
+            ]
+
+    def _detect(
+        self,
+        batch: list[backends.Letterboxed],
+        shapes: list[tuple[int, int]],
+        thresholds: tuple[float, float, int],
+        masks: bool,
+    ) -> Iterator[Found]:
+        """Yield what is in each image of a batch, by confidence, IoU and most detections."""
+        confidence, iou, max_detections = thresholds
+        raw = self._session.run(batch)
+        kept = nms.non_max_suppression(
+            raw.predictions, confidence, iou, max_det=max_detections, nc=len(self.names)
+        )
+        for number, (rows, shape) in enumerate(zip(kept, shapes, strict=True)):
+            prototypes = None if raw.prototypes is None else raw.prototypes[number]
+            yield _found(rows, prototypes, batch[number].shape[:2], shape, masks)
 
     def raw(self, image: NDArray[np.uint8]) -> Raw:
         """Return what the network says of one image, on the CPU and to keep."""

@@ -29,6 +29,7 @@ ultralytics_env.isolate(root)
 import numpy as np
 import torch
 from ultralytics import YOLO
+from ultralytics.utils import NUM_THREADS
 from rvmcv_worker.compute import backends, onnx_export, parity, warmup
 from rvmcv_worker.compute.backend_choice import Choice
 from rvmcv_worker.compute.detector import open_detector
@@ -75,6 +76,7 @@ def differences(path, pictures, **asked):
             found = ours.detect([image], confidence=asked["conf"], iou=asked["iou"],
                                 max_detections=asked["max_det"], masks=whole)[0]
             threads = torch.get_num_threads()
+            torch.set_num_threads(NUM_THREADS)  # as a process has it in which Ultralytics is alone
             expected = plain.predict(image, verbose=False, retina_masks=whole, **asked)[0]
             rows = expected.boxes.data.numpy()
             same = (np.array_equal(found.boxes, rows[:, :4]) and np.array_equal(found.scores, rows[:, 4])
@@ -259,7 +261,7 @@ def test_it_does_with_real_models_on_real_pictures(told: dict[str, Any], shared:
     answer = told[str(shared / "models" / model)]
 
     assert answer["wrong"] == []
-    assert answer["detections"] > 10
+    assert answer["detections"] >= 10
 
 
 def test_images_are_letterboxed_as_rectangles(told: dict[str, Any]) -> None:
