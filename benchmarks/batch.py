@@ -74,7 +74,7 @@ def measure() -> list[Figure]:
         server.add_model(bench.model, model_name="yolo11", version="bench", active=True)
         kinds = {"natural": _natural(directory / "natural"), "square": _square(directory / "square")}
         for pictures in kinds.values():
-            bench.warm_up(pictures)
+            bench.warm_up(pictures, IMG_SIZE)
         figures = []
         for kind, goal in (("natural", ">= 2 x"), ("square", ">= 3 x")):
             figures.append(bench.race(kind, kinds[kind], goal))
@@ -91,11 +91,11 @@ class _Bench:
     worker: WorkerProcess
     model: Path
 
-    def warm_up(self, pictures: list[Path]) -> None:
+    def warm_up(self, pictures: list[Path], img_size: int) -> None:
         """Run small batches until the worker has chosen what runs the model, or has had its time."""
         until_s = time.monotonic() + EXPORT_S
         while time.monotonic() < until_s:
-            result = self.run(pictures[:20], img_size=IMG_SIZE)["result"]
+            result = self.run(pictures[:20], img_size=img_size)["result"]
             if result["backend"] != "torch-cpu":
                 return
 
@@ -140,6 +140,7 @@ class _Bench:
         repeated = list(itertools.islice(itertools.cycle(pictures), MANY))
         for index in range(min(500, MANY // 2), MANY, 1000):
             repeated[index] = pictures[0].with_name("missing.jpg")
+        self.warm_up(pictures, SMALL_PX)
         bad = sum(path.name == "missing.jpg" for path in repeated)
         with _memory(self.worker) as samples:
             job = self.run(repeated, img_size=SMALL_PX)
