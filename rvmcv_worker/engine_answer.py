@@ -21,8 +21,8 @@ _CODES = frozenset(
 )
 #: Longest name of a class, a backend or a library, in characters.
 _NAME_CHARS = 200
-#: Most vertices and outlines of one polygon mask.
-_MAX_OUTLINES, _MAX_NUMBERS = 10_000, 1_000_000
+#: Most outlines of a polygon mask (SAM2's 256 x 256 logits make up to 16,384 islands), and numbers of one.
+_MAX_OUTLINES, _MAX_NUMBERS = 20_000, 1_000_000
 
 
 class AnswerError(Exception):
