@@ -39,7 +39,7 @@ def print_verdicts(console: Console, verdicts: Sequence[tuple[Claim, dict[str, A
             table.add_row(claim.what, "none", "the job failed")
             continue
         reasons = [f"{reason['code']}: {reason['message']}" for reason in comparison["reasons"]]
-        agreed = f"{len(comparison['matches'])} objects are the same"
+        agreed = f"objects that both saw alike: {len(comparison['matches'])}"
         verdict = "MISMATCH" if comparison["mismatch"] else "agrees"
         table.add_row(claim.what, verdict, escape("; ".join(reasons) or agreed))
     console.print()

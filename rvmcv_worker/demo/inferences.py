@@ -48,9 +48,9 @@ class Inferences:
         self._look_at_all(subject, options)
         self._have_one_drawn(subject, options, answers)
         if subject.label_task == "segment":
-            self._have_masks(subject, options, OWN_MASKS, PICTURES_FOR_MODEL)
+            self._have_masks(subject, options, OWN_MASKS, _richest(answers, PICTURES_FOR_MODEL))
         if sam2 is not None:
-            self._have_masks(subject, options, sam2, PICTURES_FOR_SAM2)
+            self._have_masks(subject, options, sam2, _richest(answers, PICTURES_FOR_SAM2))
         else:
             self._say(
                 "\nNo masks by SAM2: no weights come without a network. Give some: make demo SAM2=path."
@@ -64,7 +64,7 @@ class Inferences:
         asked = {**options, "purpose": "reanalysis"}
         answers = [self._ask({**asked, "image_url": url}, "a picture") for url in subject.single.urls]
         inference_tables.print_answers(self._console, subject.single.names, answers)
-        self._draw(subject, answers, DETECTIONS, "What the model finds")
+        self._draw(subject, range(len(answers)), answers, DETECTIONS, "What the model finds")
         return answers
 
     def _check_for_fraud(self, subject: Subject, options: dict[str, Any], answers: Sequence[Answer]) -> None:
@@ -100,23 +100,27 @@ class Inferences:
     def _have_one_drawn(self, subject: Subject, options: dict[str, Any], answers: Sequence[Answer]) -> None:
         """Have the worker itself draw into the picture in which it found most."""
         index = max(range(len(answers)), key=lambda i: len(answers[i].detections))
-        asked = {**options, "image_url": subject.single.urls[index], "annotated": True}
+        masks = {"segmentation": True, "segmenter": OWN_MASKS} if subject.label_task == "segment" else {}
+        asked = {**options, **masks, "image_url": subject.single.urls[index], "annotated": True}
         answer = self._ask(asked, "the annotated picture")
         if path := (answer.result or {}).get("annotated_path"):
             self._admin.fetch(path, self._out_dir / ANNOTATED)
         elif answer.result is not None:
             self.faults.append("no annotated picture is named in the result")
 
-    def _have_masks(self, subject: Subject, options: dict[str, Any], segmenter: str, count: int) -> None:
-        """Have masks made of the first pictures, and draw a sheet of them."""
+    def _have_masks(
+        self, subject: Subject, options: dict[str, Any], segmenter: str, chosen: Sequence[int]
+    ) -> None:
+        """Have masks made of some of the single pictures, and draw a sheet of them."""
         by = "the model itself" if segmenter == OWN_MASKS else segmenter
-        names, urls = subject.single.names[:count], subject.single.urls[:count]
-        self._say(f"\nMasks by {by}, of {len(urls)} of the single pictures:")
+        self._say(f"\nMasks by {by}, of {len(chosen)} of the single pictures:")
         asked = {**options, "segmentation": True, "segmenter": segmenter}
+        urls = [subject.single.urls[index] for index in chosen]
         answers = [self._ask({**asked, "image_url": url}, f"masks by {by}") for url in urls]
+        names = [subject.single.names[index] for index in chosen]
         inference_tables.print_answers(self._console, names, answers)
         file = MASKS if segmenter == OWN_MASKS else SAM2_MASKS
-        self._draw(subject, answers, file, f"Masks by {by}")
+        self._draw(subject, chosen, answers, file, f"Masks by {by}")
 
     def _ask(self, fields: dict[str, Any], what: str) -> Answer:
         answer = self._questions.ask(fields)
@@ -125,11 +129,13 @@ class Inferences:
             self.faults.append(f"{what}: {error.get('code', 'cancelled')}: {error.get('message', '')}")
         return answer
 
-    def _draw(self, subject: Subject, answers: Sequence[Answer], file: str, title: str) -> None:
-        """Draw a sheet of the pictures that were answered for."""
-        # Masks are of the first pictures only.
-        pairs = zip(subject.single.gallery.pictures, answers, strict=False)
-        rows = [Row(seen.file, detections_of(answer), seen.truths) for seen, answer in pairs if answer.result]
+    def _draw(
+        self, subject: Subject, chosen: Sequence[int], answers: Sequence[Answer], file: str, title: str
+    ) -> None:
+        """Draw a sheet of the chosen pictures, as far as they were answered for."""
+        seen = [subject.single.gallery.pictures[index] for index in chosen]
+        pairs = zip(seen, answers, strict=True)
+        rows = [Row(one.file, detections_of(answer), one.truths) for one, answer in pairs if answer.result]
         if rows:
             draw_sheet(
                 rows,
@@ -142,6 +148,12 @@ class Inferences:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _richest(answers: Sequence[Answer], count: int) -> list[int]:
+    """Return which pictures have most in them, in their order."""
+    by_most = sorted(range(len(answers)), key=lambda index: -len(answers[index].detections))
+    return sorted(by_most[:count])
 
 
 def detections_of(answer: Answer) -> tuple[Detection, ...]:
