@@ -36,12 +36,15 @@ class Gallery:
     #: How many pictures the split has.
     total: int
 
-    @property
-    def described(self) -> str:
-        """Where the pictures are from, for people."""
-        shown = len(self.pictures)
+    def describe(self, shown: int) -> str:
+        """Say where so many pictures of it are from, for people."""
         count = str(shown) if shown == self.total else f"{shown} of the {self.total}"
         return f"{count} pictures of {self.split}" + (" (trained on)" if self.split == "train" else "")
+
+    @property
+    def described(self) -> str:
+        """Where all of them are from."""
+        return self.describe(len(self.pictures))
 
 
 def choose(

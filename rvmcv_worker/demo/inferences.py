@@ -142,7 +142,7 @@ class Inferences:
                 self._out_dir / file,
                 names=subject.classes,
                 title=title,
-                subtitle=f"{subject.single.gallery.described}, confidence of at least {CONFIDENCE}; "
+                subtitle=f"{subject.single.gallery.describe(len(rows))}, confidence of at least {CONFIDENCE}; "
                 f"mAP50 {subject.map50:.3f}",
             )
 

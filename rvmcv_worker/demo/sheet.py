@@ -141,6 +141,13 @@ def caption(row: Row) -> tuple[str, str]:
     return text, FAINT if found == len(row.truths) and not extra else WARNING
 
 
+def _end_of(name: str, room: float) -> str:
+    """Return so much of the end of a name as has room."""
+    while name and font(14).getlength(name) > room:
+        name = name[1:]
+    return name
+
+
 def legend(draw: ImageDraw.ImageDraw, x: float, y: float, colours: dict[str, str]) -> None:
     """What the boxes' colours and dashes mean."""
     for name, colour in colours.items():
@@ -174,6 +181,7 @@ def draw_sheet(
         text, tone = caption(row)
         draw.text((x, y + TILE_PX + CAPTION_PX / 2), text, tone, font(14), anchor="lm")
         end = x + TILE_PX, y + TILE_PX + CAPTION_PX / 2
-        draw.text(end, row.image.name[-24:], FAINT, font(14), anchor="rm")
+        room = TILE_PX - GAP_PX - draw.textlength(text, font(14))
+        draw.text(end, _end_of(row.image.name, room), FAINT, font(14), anchor="rm")
     sheet.save(path)
     return path
