@@ -136,14 +136,14 @@ class Inferences:
         seen = [subject.single.gallery.pictures[index] for index in chosen]
         pairs = zip(seen, answers, strict=True)
         rows = [Row(one.file, detections_of(answer), one.truths) for one, answer in pairs if answer.result]
+        shown = subject.single.gallery.describe(len(rows))
         if rows:
             draw_sheet(
                 rows,
                 self._out_dir / file,
                 names=subject.classes,
                 title=title,
-                subtitle=f"{subject.single.gallery.describe(len(rows))}, confidence of at least {CONFIDENCE}; "
-                f"mAP50 {subject.map50:.3f}",
+                subtitle=f"{shown}, confidence of at least {CONFIDENCE}; mAP50 {subject.map50:.3f}",
             )
 
     def _say(self, text: str) -> None:
