@@ -56,9 +56,10 @@ def _alone(called: str, asked: Inferring, plain: PlainYolo) -> list[Figure]:
     plain_ms = []
     pause = threading.Event()
     for _ in range(ROUNDS):
+        pause.wait(0.1)  # nothing of the last job is left to do, and the next poll is held
         plain_ms.append(plain.predict_ms(asked.files[0]))
         for into, url in ((ours, asked.urls[0]), (cheap, asked.cheap_url)):
-            pause.wait(0.1)  # the poll that follows a job is held again
+            pause.wait(0.1)
             into.append(asked.infer(url))
     took_ms, peer_ms = _median_ms(ours), statistics.median(plain_ms)
     peer = "YOLO.predict"
