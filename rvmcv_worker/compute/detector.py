@@ -20,7 +20,7 @@ from ultralytics.utils import nms, ops
 # Its import decides which suppression Ultralytics takes; a predictor of Ultralytics' own imports it too.
 import torchvision  # noqa: F401  isort: skip
 
-from rvmcv_worker.compute import backends, checkpoint, ultralytics_env
+from rvmcv_worker.compute import backends, checkpoint, ultralytics_env, yolo_masks
 from rvmcv_worker.compute.backends import Raw
 from rvmcv_worker.compute.found import Found
 from rvmcv_worker.engine_wire import Backend
@@ -129,6 +129,12 @@ class Detector:
             raise ModelInvalidError(f"the model fails on a picture of {_TRIAL_PX} px: {error}") from error
         if not torch.isfinite(raw.predictions).all():
             raise ModelInvalidError("the model computes numbers that are not finite; its training diverged")
+        coefficients = 0 if raw.prototypes is None else raw.prototypes.shape[1]
+        if (told := raw.predictions.shape[1] - 4 - coefficients) != len(self.names):
+            raise ModelInvalidError(
+                f"the model tells {told} classes apart and names {len(self.names)}; "
+                "upload the best.pt of a training, as it was written"
+            )
 
 
 def open_detector(path: Path, backend: Backend, *, imgsz: int | None, device: str) -> Detector:
@@ -172,26 +178,25 @@ def _found(
     What has a box but not one pixel of mask is left out, as Ultralytics does it: with `whole` by the masks
     of the image's size, else by those of the letterboxed image's.
     """
-    masks = None
+    masks = yolo_masks.PackedMasks(shape) if whole and prototypes is not None else None
+    letterboxed = rows[:, :4].clone()
+    rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
     if prototypes is not None and len(rows):
-        if whole:
-            rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
-            masks = ops.process_mask_native(prototypes, rows[:, 6:], rows[:, :4], shape)
+        if masks is None:
+            made = yolo_masks.of_letterboxed(prototypes, rows[:, 6:], letterboxed, boxed)
         else:
-            masks = ops.process_mask(prototypes, rows[:, 6:], rows[:, :4], boxed, upsample=True)
-            rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
-        kept = masks.amax((-2, -1)) > 0
-        rows, masks = rows[kept], masks[kept]
-    else:
-        rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
+            made = yolo_masks.of_image(prototypes, rows[:, 6:], rows[:, :4], shape)
+        kept = []
+        for number, mask in enumerate(made):
+            if mask.any():
+                kept.append(number)
+                if masks is not None:
+                    masks.add(mask.bool().cpu().numpy())
+        rows = rows[kept]
     rows = rows.cpu()
-    if not whole or prototypes is None:
-        masks = None
-    elif masks is None:
-        masks = torch.zeros((0, *shape), dtype=torch.uint8)
     return Found(
         boxes=rows[:, :4].numpy(),
         scores=rows[:, 4].numpy(),
         classes=rows[:, 5].long().numpy(),
-        masks=None if masks is None else masks.bool().cpu().numpy(),
+        masks=masks,
     )

@@ -22,6 +22,13 @@ class ResultWriter:
     def __init__(self, found: Found, names: list[str], mask_format: MaskFormat) -> None:
         if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
             raise ModelInvalidError("the model answers with numbers that are not finite; train it anew")
+        # The daemon takes an engine that says such things for one that was taken over.
+        upright = (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
+        if not (upright and (found.scores >= 0).all() and (found.scores <= 1).all()):
+            raise ModelInvalidError(
+                "the model answers with boxes or confidences that no YOLO11 can; "
+                "upload the best.pt of a training, as it was written"
+            )
         self._detections: list[dict[str, Any]] = [
             # float32 to float is exact: nothing is rounded
             {"class": names[number], "confidence": score, "bbox": box}

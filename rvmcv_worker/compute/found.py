@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,5 +19,5 @@ class Found:
     scores: NDArray[np.float32]
     #: (n,) int64, indexes into the model's names.
     classes: NDArray[np.int64]
-    #: (n, height, width) bool, of a YOLO11-seg model that was asked for masks; else None.
-    masks: NDArray[np.bool_] | None = None
+    #: n of (height, width), of a YOLO11-seg model that was asked for masks; else None.
+    masks: Collection[NDArray[np.bool_]] | None = None

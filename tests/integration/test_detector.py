@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from ultralytics import YOLO
 from ultralytics.utils import NUM_THREADS
-from rvmcv_worker.compute import backends, onnx_export, parity, warmup
+from rvmcv_worker.compute import backends, detector as detectors, onnx_export, parity, warmup, yolo_masks
 from rvmcv_worker.compute.backend_choice import Choice
 from rvmcv_worker.compute.detector import open_detector
 from rvmcv_worker.engine_wire import Backend
@@ -82,9 +82,11 @@ def differences(path, pictures, **asked):
             same = (np.array_equal(found.boxes, rows[:, :4]) and np.array_equal(found.scores, rows[:, 4])
                     and np.array_equal(found.classes, rows[:, 5]))
             if whole:
-                truth = expected.masks.data.numpy().astype(bool) if len(rows) else found.masks[:0]
-                same = same and np.array_equal(found.masks, truth)
-                same = same and found.masks.shape[1:] == image.shape[:2]
+                truth = expected.masks.data.numpy().astype(bool) if len(rows) else []
+                same = same and len(found.masks) == len(truth)
+                for mask, true in zip(found.masks, truth):
+                    same = same and mask.dtype == bool and mask.shape == image.shape[:2]
+                    same = same and np.array_equal(mask, true)
                 masks += len(truth)
             if not same:
                 wrong.append([image.shape, whole])
@@ -101,7 +103,23 @@ for name in ("yolo11n.yaml", "yolo11n-seg.yaml"):
     path = drawn_model(name, 128)
     answers[name] = {"strict": differences(path, pictures, **strict),
                      "loose": differences(path, pictures, **loose)}
+    yolo_masks._PIXELS_AT_ONCE, before = 50_000, yolo_masks._PIXELS_AT_ONCE
+    answers[name]["strict, few masks at once"] = differences(path, pictures, **strict)
+    yolo_masks._PIXELS_AT_ONCE = before
 letterboxed = open_detector(root / "yolo11n-128.pt", TORCH, imgsz=None, device="cpu").letterboxed
+
+def peak_bytes(whole):
+    # 60 masks of 12 megapixels, each over a half of the picture.
+    Path("/proc/self/clear_refs").write_text("5")
+    held = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0]) * 1024
+    before = held("VmRSS:")
+    rows = torch.rand(60, 6 + 32) - 0.5
+    rows[:, :4] = torch.tensor((0.0, 0.0, 320.0, 480.0))
+    found = detectors._found(rows, torch.rand(32, 120, 160) - 0.5, (480, 640), (3000, 4000), whole)
+    assert len(found.boxes) == 60 and (not whole or len(found.masks) == 60)
+    return held("VmHWM:") - before
+
+answers["peaks"] = [peak_bytes(True), peak_bytes(False)]
 answers["letterboxed"] = [letterboxed(*size) for size in sizes]
 for model, images in json.loads(sys.argv[2]).items():
     import cv2
@@ -161,7 +179,7 @@ for name in ("openvino", "onnxruntime"):
         assert len(expected.scores) == len(found.scores) > 0
         assert sorted(expected.classes) == sorted(found.classes)
         assert np.abs(expected.scores - found.scores).max() < 1e-3
-        assert found.masks.shape == expected.masks.shape and found.masks.dtype == bool
+        assert len(found.masks) == len(expected.masks) == len(found.scores)
     together = detector.detect([image, image], **asked)
     assert all(np.array_equal(one.boxes, found.boxes) for one in together)
     answers["backends"][name] = {**verdict, "backend": detector.backend, "memory": detector.memory_bytes}
@@ -175,6 +193,9 @@ diverged = YOLO("yolo11n.yaml").model
 with torch.no_grad():
     [parameter.fill_(float("nan")) for parameter in diverged.parameters()]
 torch.save({"model": diverged.half(), "train_args": {}}, root / "diverged.pt")
+misnamed = YOLO("yolo11n.yaml").model
+misnamed.names = {0: "bottle"}
+torch.save({"model": misnamed.half(), "train_args": {}}, root / "misnamed.pt")
 (root / "junk.pt").write_bytes(b"junk" * 100)
 (root / "empty.pt").write_bytes(b"")
 
@@ -186,7 +207,7 @@ def refused(task):
 
 answers["refused"] = {
     name: refused(lambda: open_detector(root / f"{name}.pt", TORCH, imgsz=None, device="cpu"))
-    for name in ("sam2", "yolov8", "diverged", "junk", "empty", "evil")
+    for name in ("sam2", "yolov8", "diverged", "misnamed", "junk", "empty", "evil")
 }
 for backend in (Backend("tensorrt", "fp16", "x.engine"), Backend("abacus", "fp32")):
     answers["refused"][backend.name] = refused(
@@ -243,7 +264,7 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "task"), [("yolo11n.yaml", "detect"), ("yolo11n-seg.yaml", "segment")])
-@pytest.mark.parametrize(("how", "imgsz"), [("strict", 128), ("loose", 96)])
+@pytest.mark.parametrize(("how", "imgsz"), [("strict", 128), ("loose", 96), ("strict, few masks at once", 128)])
 def test_torch_says_to_the_last_bit_what_plain_ultralytics_says(
     told: dict[str, Any], name: str, task: str, how: str, imgsz: int
 ) -> None:
@@ -262,6 +283,10 @@ def test_it_does_with_real_models_on_real_pictures(told: dict[str, Any], shared:
 
     assert answer["wrong"] == []
     assert answer["detections"] >= 10
+
+
+def test_masks_of_a_large_picture_are_never_in_memory_together(told: dict[str, Any]) -> None:
+    assert max(told["peaks"]) < 60 * 12_000_000 / 2
 
 
 def test_images_are_letterboxed_as_rectangles(told: dict[str, Any]) -> None:
