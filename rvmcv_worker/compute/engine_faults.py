@@ -28,17 +28,17 @@ def attempt(work: Callable[[], DoneT], make_room: Callable[[], None], root: Path
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - whatever it was becomes the request's error
-        if not is_out_of_memory(_behind(error)):
+        if not is_out_of_memory(behind(error)):
             raise explain(error, root) from None
     # Not in the handler: its traceback keeps alive what the attempt had in memory.
     make_room()
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - as above
-        raise explain(_behind(error), root) from None
+        raise explain(behind(error), root) from None
 
 
-def _behind(error: Exception) -> Exception:
+def behind(error: Exception) -> Exception:
     """Return the shortage of memory that made a loader call a checkpoint bad, if it was one."""
     cause = error.__cause__
     return cause if isinstance(cause, Exception) and is_out_of_memory(cause) else error

@@ -11,6 +11,12 @@ from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
+from rvmcv_worker.compute import engine_faults
+from rvmcv_worker.errors import ModelInvalidError
+
+#: Models that did not load, of which it is remembered why.
+_MAX_REFUSED = 256
+
 
 class Loaded(Protocol):
     """What the cache keeps."""
@@ -57,6 +63,8 @@ class ModelCache:
         self._resident = resident
         self._give_back = give_back
         self._models: OrderedDict[Hashable, Loaded] = OrderedDict()
+        #: Why a model did not load, by key: a file is named by its sha256, so it never will.
+        self._refused: OrderedDict[Hashable, str] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._models
@@ -66,11 +74,29 @@ class ModelCache:
         return self._models.get(key)
 
     def get(self, key: Hashable, load: Callable[[], LoadedT]) -> LoadedT:
-        """Return the model of `key`, loaded if it is not there; it is now the one used last."""
+        """Return the model of `key`, loaded if it is not there; it is now the one used last.
+
+        Raises what `load` raises; a `ModelInvalidError` again without another try.
+        """
+        if key in self._refused:
+            self._refused.move_to_end(key)
+            raise ModelInvalidError(self._refused[key])
         if key not in self._models:
-            self._models[key] = load()
+            try:
+                self._models[key] = load()
+            except ModelInvalidError as error:
+                # Where memory or the disk made a loader call it bad, it may be good the next time.
+                passing = engine_faults.is_out_of_memory(engine_faults.behind(error))
+                if not (passing or isinstance(error.__cause__, OSError)):
+                    self._refuse(key, error.message)
+                raise
         self._models.move_to_end(key)
         return cast("LoadedT", self._models[key])
+
+    def _refuse(self, key: Hashable, why: str) -> None:
+        self._refused[key] = why
+        if len(self._refused) > _MAX_REFUSED:
+            self._refused.popitem(last=False)
 
     def trim(self, in_use: Collection[Hashable]) -> list[Hashable]:
         """Drop models, least recently used first, until memory is not short; returns their keys."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import pytest
 
 from rvmcv_worker.compute.model_cache import ModelCache, resident_bytes
+from rvmcv_worker.errors import ModelInvalidError
 
 
 @dataclass
@@ -91,3 +93,46 @@ def test_what_is_resident_is_what_the_kernel_says() -> None:
     held = b"\x01" * 64_000_000
     assert 50_000_000 < resident_bytes() - before < 200_000_000
     del held
+
+
+def test_a_model_that_is_none_is_tried_once() -> None:
+    memory = Memory()
+    cache = cache_of(memory, 30)
+
+    def load() -> Model:
+        memory.loads.append("bad")
+        raise ModelInvalidError("is no checkpoint")
+
+    for _ in range(3):
+        with pytest.raises(ModelInvalidError, match="is no checkpoint"):
+            cache.get("bad", load)
+    assert memory.loads == ["bad"]
+    assert "bad" not in cache
+
+
+@pytest.mark.parametrize("cause", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_a_model_that_is_hardly_at_fault_is_tried_again(cause: Exception) -> None:
+    memory = Memory()
+    cache = cache_of(memory, 30)
+
+    def load() -> Model:
+        raise ModelInvalidError("does not load") from cause
+
+    with pytest.raises(ModelInvalidError):
+        cache.get("large", load)
+    assert cache.get("large", lambda: memory.load("large")).name == "large"
+
+
+def test_of_models_that_are_none_not_all_are_remembered() -> None:
+    memory = Memory()
+    cache = cache_of(memory, 30)
+    loads = []
+
+    def load(name: int) -> Model:
+        loads.append(name)
+        raise ModelInvalidError("is no checkpoint")
+
+    for name in (*range(1000), 999, 0):
+        with pytest.raises(ModelInvalidError):
+            cache.get(name, lambda name=name: load(name))
+    assert loads == [*range(1000), 0]
