@@ -23,7 +23,8 @@ from rvmcv_worker.compute.engine_queue import Decoded
 from rvmcv_worker.compute.engine_result import ResultWriter, refuse_large_picture
 from rvmcv_worker.compute.found import Found
 from rvmcv_worker.compute.model_cache import ModelCache
-from rvmcv_worker.engine_wire import Model, Options, Request, Stage
+from rvmcv_worker.compute.training_faults import without_root
+from rvmcv_worker.engine_wire import Backend, Model, Options, Request, Stage
 from rvmcv_worker.engine_wire import Segmenter as SegmenterFile
 from rvmcv_worker.errors import JobError, UnsupportedJobError
 
@@ -130,10 +131,20 @@ class Inference:
         return _Models(detector, segmenter, load_s=time.monotonic() - started_s)
 
     def _open_detector(self, model: Model, options: Options) -> Detector:
-        backend = model.backend
-        if backend.path:
-            backend = dataclasses.replace(backend, path=str(self._root / backend.path))
-        return open_detector(self._root / model.path, backend, imgsz=options.imgsz, device=self._device)
+        """Open it on the backend that is asked for, or on torch where its export does not run."""
+        path, backend = self._root / model.path, model.backend
+        if not backend.path:
+            return open_detector(path, backend, imgsz=options.imgsz, device=self._device)
+        export = dataclasses.replace(backend, path=str(self._root / backend.path))
+        try:
+            return open_detector(path, export, imgsz=options.imgsz, device=self._device)
+        except Exception as error:
+            if engine_faults.is_out_of_memory(engine_faults.behind(error)):
+                raise
+            why = without_root(str(error), self._root)
+            sys.stdout.write(f"{backend.path} does not run by {backend.name}, torch instead: {why}\n")
+        torch = Backend("torch-cpu" if self._device == "cpu" else "torch-cuda", "fp32")
+        return open_detector(path, torch, imgsz=options.imgsz, device=self._device)
 
     def _open_segmenter(self, file: SegmenterFile) -> Segmenter:
         from rvmcv_worker.compute.segmenter import open_segmenter  # only now: sam2 takes its time

@@ -249,6 +249,22 @@ def test_a_bad_model_fails_alone(stage: Stage) -> None:
     assert seen(answered.result) == stage.said["strict"]["0.jpg"]["detections"]
 
 
+def test_torch_answers_where_an_export_does_not_run(stage: Stage) -> None:
+    (stage.root / "in" / "model.onnx").write_bytes(b"this is no network")
+    for name in ("openvino", "onnxruntime"):
+        model = model_of(stage.root, "second.pt")
+        model = dataclasses.replace(model, backend=Backend(name, "fp32", "in/model.onnx"))
+        answers = [
+            stage.engine.infer(stage.request("strict", model=model), stage.pictures["0.jpg"])
+            for _ in range(2)
+        ]
+        for answered in answers:
+            assert seen(answered.result) == stage.said["strict"]["0.jpg"]["detections"]
+            assert answered.result is not None
+            assert answered.result["backend"] == "torch-cpu"
+        assert answers[1].stages == ["decode", "infer"]  # nothing is tried again
+
+
 def test_a_detect_model_has_no_masks_of_its_own(stage: Stage) -> None:
     request = stage.request("strict", options=Options(segmentation=True))
     error = stage.engine.infer(request, stage.pictures["0.jpg"]).error
