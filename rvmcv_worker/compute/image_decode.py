@@ -31,7 +31,14 @@ def decode(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _decode_by_opencv(content: bytes) -> NDArray[np.uint8]:
-    image: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise
+        raise ImageInvalidError(
+            f"the image cannot be decoded ({error.err}); no side may be longer than 1,048,576 px"
+        ) from error
     if image is None:
         raise ImageInvalidError(
             "the image cannot be decoded to its end: cut off, damaged, or of a kind that is not read "

@@ -223,3 +223,9 @@ def test_ultralytics_is_not_made_to_install_a_plug_in(tmp_path: Path) -> None:
         check=True,
     )
     assert ran.stdout.split("\n") == [*["refused"] * 4, "installs pi-heif", ""]
+
+
+def test_a_side_that_opencv_refuses_is_the_fault_of_the_image() -> None:
+    content = encoded(Image.new("L", (1_100_000, 10)), "BMP")
+    with pytest.raises(ImageInvalidError, match="no side may be longer"):
+        decode(content, 100_000_000)
