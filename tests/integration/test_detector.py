@@ -330,6 +330,7 @@ def test_an_export_says_what_torch_says(told: dict[str, Any], name: str) -> None
         ("sam2", "is a SAM2 checkpoint"),
         ("yolov8", "yolov8n.yaml"),
         ("diverged", "not finite"),
+        ("misnamed", "tells 80 classes apart and names 1"),
         ("junk", "junk.pt"),
         ("empty", "empty.pt"),
         ("evil", "evil.pt"),

@@ -21,7 +21,7 @@ NAMES = ["PET", "HDPE"]
 def found(count: int) -> Found:
     rng = np.random.default_rng(count)
     return Found(
-        boxes=rng.uniform(0, 100, (count, 4)).astype(np.float32),
+        boxes=np.sort(rng.uniform(0, 100, (count, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32),
         scores=rng.uniform(0, 1, count).astype(np.float32),
         classes=np.arange(count, dtype=np.int64) % 2,
     )
@@ -79,3 +79,11 @@ def test_numbers_that_are_not_finite_are_the_fault_of_the_model(field: str) -> N
     getattr(seen, field)[0] = np.nan
     with pytest.raises(ModelInvalidError, match="not finite"):
         ResultWriter(seen, NAMES, MaskFormat.PNG)
+
+
+def test_a_box_inside_out_and_an_impossible_confidence_are_the_fault_of_the_model() -> None:
+    for change in (lambda seen: seen.boxes[0].__setitem__(0, 1000.0), lambda seen: seen.scores.fill(1.5)):
+        seen = found(2)
+        change(seen)
+        with pytest.raises(ModelInvalidError, match="no YOLO11 can"):
+            ResultWriter(seen, NAMES, MaskFormat.PNG)
