@@ -55,6 +55,7 @@ class Engines:
     def __init__(self, machine: Machine, store: ModelStore) -> None:
         self.store = store
         self._ids = itertools.count(1)
+        self._max_batch = machine.settings.inference.max_batch
         self._exports = EngineExports(machine, store)
         self._engines = {trust: _Engine(trust, machine, store, self._exports) for trust in Trust}
 
@@ -76,6 +77,13 @@ class Engines:
         once is the caller's to bound: each holds its image in memory.
         """
         return self._submit(ask, image).future
+
+    def at_once(self, trust: Trust) -> int:
+        """Return how many requests keep an engine busy: two of its batches, on a CPU two images.
+
+        It speaks of the device that the engine has, or would get if it were started now.
+        """
+        return 2 if self._engines[trust].keeper.device() is None else 2 * self._max_batch
 
     def status(self) -> list[EngineStatus]:
         """Return how each engine that was ever asked is."""

@@ -36,8 +36,6 @@ _MAX_PARTS = 1000
 #: So many images in a row that did not come, or broke the engine: then it is not the images. The job ends,
 #: and an attempt that follows does those of the unfinished part again.
 _MAX_IN_A_ROW = 20
-#: What an engine has at once on a CPU: one image in work and the next one decoded.
-_ASKED_AT_ONCE = 2
 
 
 class BatchInference:
@@ -140,7 +138,8 @@ def _infer(
     images_total: int,
     left_off: BatchCheckpoint,
 ) -> BatchCheckpoint:
-    images = BatchImages(attempt, chosen.ask(config, Queue.BATCH), asked_at_once=_asked_at_once(attempt))
+    asked_at_once = attempt.services.engines.at_once(chosen.trust)
+    images = BatchImages(attempt, chosen.ask(config, Queue.BATCH), asked_at_once=asked_at_once)
     told = _Progress(attempt, left_off.next_index, images_total)
     in_a_row = 0
     with BatchParts(
@@ -165,12 +164,6 @@ def _infer(
         except WorkerStoppedError:
             parts.save()
             raise
-
-
-def _asked_at_once(attempt: Attempt) -> int:
-    """Return how many images the engine is asked about at once: on a GPU two of its batches."""
-    services = attempt.services
-    return _ASKED_AT_ONCE * (services.settings.inference.max_batch if services.gpus.count else 1)
 
 
 def _too_many(error: JobError, in_a_row: int) -> JobError:
