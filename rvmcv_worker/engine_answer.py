@@ -21,6 +21,8 @@ _CODES = frozenset(
 )
 #: Longest name of a class, a backend or a library, in characters.
 _NAME_CHARS = 200
+#: Most timings, and most libraries.
+_MAX_ENTRIES = 30
 #: Most outlines of a polygon mask (SAM2's 256 x 256 logits make up to 16,384 islands), and numbers of one.
 _MAX_OUTLINES, _MAX_NUMBERS = 20_000, 1_000_000
 
@@ -85,7 +87,7 @@ class _Result(_Answered):
     precision: Name
     batch: Annotated[int, Field(ge=1)]
     device: Name | None = None
-    timings: dict[Name, Seconds] = {}
+    timings: Annotated[dict[Name, Seconds], Field(max_length=_MAX_ENTRIES)] = {}
 
 
 class Ready(_Answered):
@@ -93,7 +95,7 @@ class Ready(_Answered):
 
     ready: Literal[True]
     device: Name
-    versions: dict[Name, Name | None] = {}
+    versions: Annotated[dict[Name, Name | None], Field(max_length=_MAX_ENTRIES)] = {}
 
 
 class Said(_Answered):

@@ -29,6 +29,7 @@ from rvmcv_worker.errors import (
     JobError,
     TimedOutError,
     WorkerStoppedError,
+    WorkerUnfitError,
     from_code,
 )
 from rvmcv_worker.logs import redact
@@ -224,9 +225,8 @@ class EngineKeeper(threading.Thread):
         self._is_ready = False
         try:
             self._engine = EngineProcess(self._machine, self._place)
-        except JobError as error:
-            logger.error("the {} engine cannot be started: {}", self._trust.value, redact(error.message))
-            self._fail_all(error)
+        except (JobError, OSError) as error:  # the latter of a full disk, or of no more processes
+            self._fail_all_unfit(f"cannot be started: {error}")
             return
         self._heard_s = self._idle_since_s = time.monotonic()
         self._next_tick_s = self._heard_s + _TICK_S
@@ -323,7 +323,7 @@ class EngineKeeper(threading.Thread):
             alone.future.set_exception(fault.error)
         elif not was_ready:
             self._alone = None
-            self._fail_all(fault.error)
+            self._fail_all_unfit(f"did not get ready: {fault.error.message}")
         else:
             self._alone = None
             # Those that only waited are hardly at fault: they go first.
@@ -335,6 +335,11 @@ class EngineKeeper(threading.Thread):
         self._is_ready = False
         if engine:
             engine.end()
+
+    def _fail_all_unfit(self, what: str) -> None:
+        """Hand back whatever waits: until it is ready an engine has seen nothing of any job."""
+        logger.error("the {} engine {}", self._trust.value, redact(what))
+        self._fail_all(WorkerUnfitError(f"the inference engine {what}"))
 
     def _fail_all(self, error: JobError) -> None:
         """Fail whatever is under way or waits, each with an error of its own."""

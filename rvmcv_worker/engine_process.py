@@ -17,10 +17,11 @@ from rvmcv_worker.child_log import ChildLog
 from rvmcv_worker.config import LimitSettings, Settings
 from rvmcv_worker.engine_answer import MAX_PAYLOAD_BYTES
 from rvmcv_worker.engine_wire import Request
-from rvmcv_worker.errors import JobCrashedError, JobError, OutOfMemoryError
+from rvmcv_worker.errors import DiskQuotaError, JobCrashedError, JobError, OutOfMemoryError, WorkerUnfitError
 from rvmcv_worker.executor import CHILD, signal_name
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.gpu_fault import FaultKind
+from rvmcv_worker.quota import DiskQuota
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.workspace import Workspace
@@ -31,6 +32,8 @@ _READ_BYTES = 1024 * 1024
 #: Lines of an engine's output that an error message quotes.
 _QUOTED_LINES = 8
 _GB = 1024**3
+#: What an engine may write into its directory: its libraries' settings and caches, a few MB.
+_OWN_FILES_GB = 1.0
 
 
 class EngineFaultError(Exception):
@@ -110,6 +113,7 @@ class EngineProcess:
         os.set_blocking(self._log_fd, False)
         try:
             place.write_job(NAME, self._job(theirs.fileno()))
+            self._disk = _own_files(place, machine.limits)
             self._tree = machine.sandbox.start(
                 [*CHILD, NAME],
                 workspace=place,
@@ -177,7 +181,10 @@ class EngineProcess:
         return EngineFaultError(JobCrashedError(f"the inference engine {what}"))
 
     def check(self) -> None:
-        """Look at it, once a second; raises `EngineFaultError` for too much memory, or a GPU that is lost."""
+        """Look at it, once a second.
+
+        Raises `EngineFaultError` for too much memory, too many files, or a GPU that is lost.
+        """
         if self.gpu is not None:
             try:
                 self._machine.gpus.check((self.gpu,))
@@ -185,6 +192,12 @@ class EngineProcess:
                 raise EngineFaultError(error) from None
         if self._log.is_full:
             self.read_log()
+        try:
+            self._disk.check()
+        except WorkerUnfitError:
+            pass  # others have filled the disk, and its end would not help
+        except DiskQuotaError as error:
+            raise EngineFaultError(DiskQuotaError(f"the inference engine filled the disk: {error}")) from None
         held_bytes = self._tree.sample().memory_bytes
         if held_bytes > self._limit_bytes:
             held_bytes = self._tree.exact_memory_bytes()
@@ -262,3 +275,10 @@ class EngineProcess:
         self._socket.close()
         os.close(self._log_fd)
         self._log.close()
+
+
+def _own_files(place: Workspace, limits: LimitSettings) -> DiskQuota:
+    """Return the watch over what an engine writes; the models beside it are not its own."""
+    beside_gb = workspace.measure(place.root).bytes / 1e9
+    allowed = limits.model_copy(update={"max_workspace_gb": beside_gb + _OWN_FILES_GB})
+    return DiskQuota(place, NAME, allowed)

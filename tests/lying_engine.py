@@ -36,6 +36,7 @@ LIES: dict[str, dict[str, Any]] = {
     "more than asked": {**RESULT, "detections": RESULT["detections"] * 1000},
     "no size": {**RESULT, "image_size": [4]},
     "no list": {**RESULT, "detections": None},
+    "timings without end": {**RESULT, "timings": {str(number): 1.0 for number in range(10_000)}},
 }
 
 
@@ -75,6 +76,11 @@ def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str) 
         held = b"x" * 200_000_000
         signal.pause()
         del held
+    elif does == "fill":
+        with (Path.cwd() / sys.argv[-1] / "rubbish").open("wb") as file:
+            file.write(b"x" * 50_000_000)
+            file.flush()
+            signal.pause()
     elif does == "rubbish":
         stream.sendall(b"\xff" * 100)
     elif does == "stranger":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +19,14 @@ from rvmcv_worker.engine_client import Ask, Engines
 from rvmcv_worker.engine_process import Machine
 from rvmcv_worker.engine_wire import Options, Queue, Trust
 from rvmcv_worker.errors import (
+    DiskQuotaError,
     ImageInvalidError,
     JobCancelledError,
     JobCrashedError,
     OutOfMemoryError,
     TimedOutError,
     WorkerStoppedError,
+    WorkerUnfitError,
 )
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt, StopReason
@@ -30,6 +34,7 @@ from rvmcv_worker.jobs import inference
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.sandbox import PlainProcess
 from rvmcv_worker.spawner import Spawner
+from rvmcv_worker.workspace import Workspace
 from tests import lying_engine
 from tests.worker_process import eventually
 
@@ -145,6 +150,31 @@ def test_an_engine_that_eats_memory_is_replaced(make: Make, ask: Ask) -> None:
     assert _infer(engines, ask, "answer") == lying_engine.RESULT
 
 
+def test_an_engine_that_writes_without_end_is_replaced(
+    make: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "_OWN_FILES_GB", 0.02)
+    engines = make()
+    future = engines.submit(ask, b"fill")
+    with pytest.raises(DiskQuotaError, match="the inference engine filled the disk"):
+        future.result(_TIMEOUT_S)
+    assert _infer(engines, ask, "answer") == lying_engine.RESULT
+
+
+def test_a_full_disk_at_an_engines_start_hands_jobs_back(
+    make: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    engines = make()
+    with monkeypatch.context() as full:
+        full.setattr(Workspace, "write_job", no_room)
+        with pytest.raises(WorkerUnfitError, match="No space left"):
+            _infer(engines, ask, "answer")
+    assert _infer(engines, ask, "answer") == lying_engine.RESULT
+
+
 def test_an_engine_that_does_not_start_fails_what_waits_and_is_tried_again(
     make: Make, ask: Ask, tmp_path: Path
 ) -> None:
@@ -152,12 +182,21 @@ def test_an_engine_that_does_not_start_fails_what_waits_and_is_tried_again(
     _infer(engines, ask, "answer")
     broken = tmp_path / "state" / "work" / "_engine-other" / "in" / "broken"
     broken.touch()
-    with pytest.raises(JobCrashedError):
+    with pytest.raises(WorkerUnfitError):  # nobody knows whether it would have crashed alone
         _infer(engines, ask, "crash")
-    with pytest.raises(JobCrashedError, match=r"libtorch\.so"):
+    with pytest.raises(WorkerUnfitError, match=r"libtorch\.so"):  # no job's fault
         _infer(engines, ask, "answer")
     broken.unlink()
     assert _infer(engines, ask, "answer") == lying_engine.RESULT
+
+
+def test_a_batch_keeps_two_images_at_a_cpu_and_two_batches_at_a_gpu(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = make(max_batch=5)
+    assert engines.at_once(Trust.OTHER) == 2
+    monkeypatch.setattr(Machine, "choose_gpu", lambda _self: 0)
+    assert engines.at_once(Trust.OTHER) == 10
 
 
 def test_an_idle_engine_is_stopped_and_started_when_it_is_asked_again(make: Make, ask: Ask) -> None:
