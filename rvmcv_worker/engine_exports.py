@@ -1,7 +1,8 @@
 """Finds out, behind the engines' backs, what runs a model fastest here; until then torch answers.
 
-Once for each model, device, image size and set of libraries, in a child that has this one model. What
-was found is kept beside the weights (`model_exports.py`), so a restart does not measure again.
+Once for each model, device, image size and set of libraries, in a child that has this one model; how often
+that is tried, `export_tries.py` says. What was found is kept beside the weights (`model_exports.py`), so a
+restart does not measure again.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from loguru import logger
 
 from rvmcv_worker import model_exports, workspace
-from rvmcv_worker.engine_process import Machine
+from rvmcv_worker.engine_process import EXPORT_SHARE, Machine
 from rvmcv_worker.errors import JobError, ModelUnavailableError
 from rvmcv_worker.executor import ChildSpec, run_child
+from rvmcv_worker.export_tries import ExportTries
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.logs import redact
 from rvmcv_worker.model_exports import MAX_FILE_BYTES, Choice, Key, ModelExports
@@ -46,8 +49,7 @@ class EngineExports:
         self._lock = threading.Lock()
         #: By the names of their keys.
         self._known: dict[str, Choice] = {}
-        #: What was asked for since the start: a model that cannot be exported is not tried each time.
-        self._asked: set[str] = set()
+        self._tries = ExportTries()
         self._wanted: queue.SimpleQueue[tuple[Key, int | None] | None] = queue.SimpleQueue()
         self._interrupt = Interrupt()
         self._thread: threading.Thread | None = None
@@ -72,8 +74,7 @@ class EngineExports:
             if choice := self._known.get(name) or self._exports.find(key):
                 self._known[name] = choice
                 return choice
-            if name not in self._asked:
-                self._asked.add(name)
+            if self._tries.begin(key, time.monotonic()):
                 self._wanted.put((key, gpu))
                 self._begin()
         return None
@@ -82,10 +83,10 @@ class EngineExports:
         """Copy a choice's files into a new directory; raises `ModelUnavailableError` when they are gone."""
         try:
             self._exports.place(key, choice, into)
-        except ModelUnavailableError:
+        except ModelUnavailableError as error:
             with self._lock:
                 self._known.pop(key.directory_name, None)
-                self._asked.discard(key.directory_name)
+                self._tries.fail(key, error, time.monotonic())
             raise
 
     def close(self) -> None:
@@ -106,12 +107,11 @@ class EngineExports:
             key, gpu = wanted
             try:
                 choice = self._measure(key, gpu)
-            except JobError as error:
+            except Exception as error:  # noqa: BLE001 - without this thread nothing is ever measured
+                with self._lock:
+                    self._tries.fail(key, error, time.monotonic())
                 if not self._interrupt.reason:
-                    what = redact(error.message)
-                    logger.warning("model {}: goes on with torch: {}: {}", key.model_sha256, error.code, what)
-            except Exception:  # noqa: BLE001 - without this thread nothing is ever measured
-                logger.exception("a fault of the worker's own while a model was measured: torch goes on")
+                    _tell_failure(key, error)
             else:
                 logger.info(
                     "model {} runs by {} ({}) from now on; measured: {}",
@@ -136,7 +136,7 @@ class EngineExports:
                 },
                 timeout_s=_TIMEOUT_S,
                 gpus=machine.device_numbers(gpu),
-                gpu_memory_fraction=machine.gpu_memory_fraction(gpu),
+                gpu_memory_fraction=machine.gpu_memory_fraction(gpu, EXPORT_SHARE),
             )
             end = run_child(
                 spec,
@@ -154,7 +154,18 @@ class EngineExports:
             )
         with self._lock:
             self._known[key.directory_name] = choice
+            self._tries.end(key)
         return choice
+
+
+def _tell_failure(key: Key, error: Exception) -> None:
+    if isinstance(error, (JobError, OSError)):  # the latter of a full disk
+        why = f"{error.code}: {error.message}" if isinstance(error, JobError) else str(error)
+        logger.warning("model {}: goes on with torch: {}", key.model_sha256, redact(why))
+    else:
+        logger.opt(exception=error).error(
+            "a fault of the worker's own while a model was measured: torch goes on"
+        )
 
 
 @contextlib.contextmanager

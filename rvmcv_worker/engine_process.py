@@ -28,6 +28,9 @@ from rvmcv_worker.workspace import Workspace
 
 #: The engine's own directory, and the task that it runs.
 NAME = "engine"
+#: What each of the two engines, and the child that measures a model, may allocate of the engines' part of a
+#: GPU's memory (`limits.engine_gpu_memory_gb`): together no more than all of it.
+ENGINE_SHARE, EXPORT_SHARE = 0.4, 0.2
 _READ_BYTES = 1024 * 1024
 #: Lines of an engine's output that an error message quotes.
 _QUOTED_LINES = 8
@@ -70,12 +73,12 @@ class Machine:
         """Return the N of the `/dev/nvidiaN` that a child on this GPU, or on the CPU, may use."""
         return () if gpu is None else (self.gpus.identity(gpu).device_number,)
 
-    def gpu_memory_fraction(self, gpu: int | None) -> float:
-        """Return the share of a GPU's memory that an engine may take: half of the part that both have."""
+    def gpu_memory_fraction(self, gpu: int | None, share: float) -> float:
+        """Return how much of a GPU's memory a process may allocate that has `share` of the engines' part."""
         if gpu is None:
             return 1.0
-        part_bytes = self.settings.limits.engine_gpu_memory_gb * _GB / 2
-        return min(1.0, part_bytes / self.gpus.identity(gpu).memory_total_bytes)
+        part_bytes = self.settings.limits.engine_gpu_memory_gb * _GB
+        return min(1.0, share * part_bytes / self.gpus.identity(gpu).memory_total_bytes)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -119,7 +122,7 @@ class EngineProcess:
                 workspace=place,
                 writable=NAME,
                 gpus=machine.device_numbers(self.gpu),
-                gpu_memory_fraction=machine.gpu_memory_fraction(self.gpu),
+                gpu_memory_fraction=machine.gpu_memory_fraction(self.gpu, ENGINE_SHARE),
                 keep_fds=(theirs.fileno(),),
                 output=log_write_fd,
                 limits=machine.limits,

@@ -45,6 +45,8 @@ _LIBRARIES = ("torch", "ultralytics-opencv-headless", "ultralytics", "openvino",
 MAX_FILE_BYTES = 2_000_000_000
 _MAX_CHOICE_BYTES = 1024 * 1024
 _CHOICE = "choice.json"
+#: Choices kept of one model, for several image sizes and devices; the oldest goes first.
+MAX_OF_A_MODEL = 8
 #: What was not finished after so long was left by a daemon that was killed.
 _STALE_S = 24 * 3600.0
 
@@ -213,14 +215,20 @@ class ModelExports:
         return Backend(choice.chosen.backend, choice.chosen.precision, path)
 
     def _remove_outdated(self, key: Key) -> None:
-        """Remove what other versions of the libraries made of the same model, and what was never finished."""
+        """Make room for one more: what other libraries made, is too much, or was never finished goes."""
+        kept = []
         for directory in self._directory.glob(f"{key.model_sha256}-*"):
             try:
                 stored = json.loads((directory / _CHOICE).read_bytes())["key"]["versions"]
+                made_s = (directory / _CHOICE).stat().st_mtime
             except (OSError, ValueError, KeyError, TypeError):
-                stored = None
-            if stored != key.versions:
+                stored, made_s = None, 0.0
+            if stored == key.versions:
+                kept.append((made_s, directory))
+            else:
                 self._remove(directory)
+        for _, directory in sorted(kept, reverse=True)[MAX_OF_A_MODEL - 1 :]:
+            self._remove(directory)
         for directory in self._directory.glob(".*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - directory.stat().st_mtime > _STALE_S:

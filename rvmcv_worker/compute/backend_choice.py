@@ -28,6 +28,8 @@ PRECISIONS = {
 _GPU = frozenset({"tensorrt", "torch-cuda"})
 #: Times that each picture goes through; the quickest counts, for others use the machine meanwhile.
 _ROUNDS = 5
+#: No further round begins after so long: a large model's times lie far apart, and the machine has other work.
+_MEASURE_S = 60.0
 
 
 @dataclass
@@ -135,7 +137,10 @@ class Choice:
     def _time(self, detectors: list[Detector], pictures: list[warmup.Picture]) -> None:
         """Take turns, so that what else the machine does meanwhile slows all of them down."""
         quickest_ms = {_name(detector.runs_on): [float("inf")] * len(pictures) for detector in detectors}
-        for _ in range(_ROUNDS):
+        end_s = time.monotonic() + _MEASURE_S
+        for done in range(_ROUNDS):
+            if done and time.monotonic() > end_s:
+                break
             for detector in detectors:
                 self.check_stop()
                 times_ms = quickest_ms[_name(detector.runs_on)]

@@ -23,6 +23,7 @@ import torchvision  # noqa: F401  isort: skip
 from rvmcv_worker.compute import backends, checkpoint, ultralytics_env, yolo_masks
 from rvmcv_worker.compute.backends import Raw
 from rvmcv_worker.compute.found import Found
+from rvmcv_worker.compute.packed_masks import PackedMasks
 from rvmcv_worker.engine_wire import Backend
 from rvmcv_worker.errors import ModelInvalidError
 
@@ -178,7 +179,7 @@ def _found(
     What has a box but not one pixel of mask is left out, as Ultralytics does it: with `whole` by the masks
     of the image's size, else by those of the letterboxed image's.
     """
-    masks = yolo_masks.PackedMasks(shape) if whole and prototypes is not None else None
+    masks = PackedMasks(shape) if whole and prototypes is not None else None
     letterboxed = rows[:, :4].clone()
     rows[:, :4] = ops.scale_boxes(boxed, rows[:, :4], shape)
     if prototypes is not None and len(rows):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rvmcv_worker.compute.packed_masks import PackedMasks
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,4 @@ class Found:
     #: (n,) int64, indexes into the model's names.
     classes: NDArray[np.int64]
     #: n of (height, width), of a YOLO11-seg model that was asked for masks; else None.
-    masks: Collection[NDArray[np.bool_]] | None = None
+    masks: PackedMasks | None = None

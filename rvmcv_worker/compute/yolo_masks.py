@@ -1,43 +1,17 @@
-"""The masks of a YOLO11-seg model itself: made a few at a time, kept packed.
+"""The masks of a YOLO11-seg model itself, made a few at a time: 300 of 12 megapixels are 3.6 GB of bytes.
 
-As an array of bytes, 300 masks of an image of 12 megapixels are 3.6 GB; packed they are some 10 kB each.
 Call `ultralytics_env.isolate` first: this module imports Ultralytics.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from ultralytics.utils import ops
 
 #: Pixels of the masks that are made at once.
 _PIXELS_AT_ONCE = 32_000_000
-
-
-class PackedMasks:
-    """Masks of one image, each unpacked anew whenever it is asked for."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        #: Height and width in pixels.
-        self._size = size
-        self._packed: list[bytes] = []
-
-    def add(self, mask: NDArray[np.bool_]) -> None:
-        """Keep a (height, width) mask."""
-        self._packed.append(zlib.compress(np.packbits(mask).tobytes(), 1))
-
-    def __len__(self) -> int:
-        return len(self._packed)
-
-    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
-        height, width = self._size
-        for packed in self._packed:
-            bits = np.frombuffer(zlib.decompress(packed), np.uint8)
-            yield np.unpackbits(bits, count=height * width).reshape(self._size).view(np.bool_)
 
 
 def of_image(
@@ -63,8 +37,9 @@ def _few(
 
     The product is computed once for all, since the number of its rows may decide about the last bit.
     """
-    logits = coefficients @ prototypes.float().view(len(prototypes), -1)
-    logits = logits.view(-1, *prototypes.shape[1:])
+    product = coefficients @ prototypes.float().view(len(prototypes), -1)
+    logits = product.view(-1, *prototypes.shape[1:])
     count = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
-    for few, some in zip(logits.split(count), boxes.split(count), strict=True):
-        yield few, torch.eye(len(few), device=few.device), some
+    for start in range(0, len(logits), count):
+        few = logits[start : start + count]
+        yield few, torch.eye(len(few), device=few.device), boxes[start : start + count]

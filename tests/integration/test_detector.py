@@ -104,7 +104,7 @@ for name in ("yolo11n.yaml", "yolo11n-seg.yaml"):
     answers[name] = {"strict": differences(path, pictures, **strict),
                      "loose": differences(path, pictures, **loose)}
     yolo_masks._PIXELS_AT_ONCE, before = 50_000, yolo_masks._PIXELS_AT_ONCE
-    answers[name]["strict, few masks at once"] = differences(path, pictures, **strict)
+    answers[name]["strict, in bits"] = differences(path, pictures, **strict)
     yolo_masks._PIXELS_AT_ONCE = before
 letterboxed = open_detector(root / "yolo11n-128.pt", TORCH, imgsz=None, device="cpu").letterboxed
 
@@ -264,7 +264,7 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "task"), [("yolo11n.yaml", "detect"), ("yolo11n-seg.yaml", "segment")])
-@pytest.mark.parametrize(("how", "imgsz"), [("strict", 128), ("loose", 96), ("strict, few masks at once", 128)])
+@pytest.mark.parametrize(("how", "imgsz"), [("strict", 128), ("loose", 96), ("strict, in bits", 128)])
 def test_torch_says_to_the_last_bit_what_plain_ultralytics_says(
     told: dict[str, Any], name: str, task: str, how: str, imgsz: int
 ) -> None:

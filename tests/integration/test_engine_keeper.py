@@ -199,6 +199,18 @@ def test_a_batch_keeps_two_images_at_a_cpu_and_two_batches_at_a_gpu(
     assert engines.at_once(Trust.OTHER) == 10
 
 
+def test_engines_and_export_child_together_take_no_more_than_their_part_of_a_gpu(tmp_path: Path) -> None:
+    settings = Settings.model_validate(
+        {"worker": {"state_dir": tmp_path}, "limits": {"engine_gpu_memory_gb": 3.0}}
+    )
+    gpus = SimpleNamespace(identity=lambda _gpu: SimpleNamespace(memory_total_bytes=24 * 1024**3))
+    machine = Machine(settings, PlainProcess(), None, gpus)  # type: ignore[arg-type]
+    engine = machine.gpu_memory_fraction(0, engine_process.ENGINE_SHARE)
+    export = machine.gpu_memory_fraction(0, engine_process.EXPORT_SHARE)
+    assert 24 * (2 * engine + export) == pytest.approx(3.0)
+    assert machine.gpu_memory_fraction(None, engine_process.ENGINE_SHARE) == 1.0
+
+
 def test_an_idle_engine_is_stopped_and_started_when_it_is_asked_again(make: Make, ask: Ask) -> None:
     engines = make(engine_idle_s=0.2)
     _infer(engines, ask, "answer")

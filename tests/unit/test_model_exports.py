@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,18 @@ def test_an_update_of_a_library_replaces_what_the_old_one_made(
     save(exports, newer, tmp_path)
 
     assert [path.name for path in (store / "exports").iterdir()] == [newer.directory_name]
+
+
+def test_of_a_model_the_latest_choices_are_kept(exports: ModelExports, key: Key, tmp_path: Path) -> None:
+    sizes = [replace(key, imgsz=32 * number) for number in range(1, 12)]
+    other = replace(key, model_sha256="cd" * 32)
+    for number, one in enumerate([other, *sizes]):
+        save(exports, one, tmp_path)
+        choice = tmp_path / "models" / "exports" / one.directory_name / "choice.json"
+        os.utime(choice, (number, number))
+    found = [one.imgsz for one in sizes if exports.find(one)]
+    assert found == [one.imgsz for one in sizes[-model_exports.MAX_OF_A_MODEL :]]
+    assert exports.find(other)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"choice": {"chosen": 1}}', b"\xff" * 100])
