@@ -23,7 +23,7 @@ class Chosen:
 
     trust: Trust
     model_sha256: str
-    #: The detector as the job called it: for the result.
+    #: The detector as the job called it, or its sha256: for the result. Not "active", which tells nothing later.
     model_used: str
     #: None: no masks, or the detector's own.
     segmenter_sha256: str | None = None
@@ -63,7 +63,7 @@ def choose(attempt: Attempt, config: InferenceOptions) -> Chosen:
     return Chosen(
         trust=Trust.APPROVED if approved else Trust.OTHER,
         model_sha256=model_sha256,
-        model_used=wanted,
+        model_used=model_sha256 if wanted == ACTIVE else wanted,
         segmenter_sha256=segmenter_sha256,
         segmenter_used=segmenter,
     )
