@@ -21,9 +21,16 @@ from rvmcv_worker.engine_exports import EngineExports
 from rvmcv_worker.engine_files import EngineFiles
 from rvmcv_worker.engine_keeper import EngineKeeper, InferResult, Pending
 from rvmcv_worker.engine_process import Machine
-from rvmcv_worker.engine_wire import Backend, Model, Options, Queue, Request, Segmenter, Trust
-from rvmcv_worker.errors import ModelUnavailableError, WorkerStoppedError
+from rvmcv_worker.engine_wire import Backend, Model, Options, Queue, Request, Segmenter, Stage, Trust
+from rvmcv_worker.errors import (
+    JobCrashedError,
+    ModelUnavailableError,
+    OutOfMemoryError,
+    TimedOutError,
+    WorkerStoppedError,
+)
 from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.model_exports import Key
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.protocol import EngineStatus
 
@@ -124,9 +131,11 @@ class _Engine:
                 segmenter = Segmenter(ask.segmenter_sha256, self._take_model(ask.segmenter_sha256, taken))
             gpu = self.keeper.device()
             request = Request(request_id, ask.queue, model, ask.options, segmenter)
-            pending = Pending(request, image, measured=self._take_export(ask, gpu, taken), measured_on=gpu)
+            key = self._exports.key(ask.model_sha256, ask.options.imgsz, gpu)
+            pending = Pending(request, image, measured=self._take_export(key, gpu, taken), measured_on=gpu)
             release = taken.pop_all()
         pending.future.add_done_callback(lambda _: release.close())
+        pending.future.add_done_callback(lambda _: self._judge_export(key, pending))
         with self._lock:
             if self._closed:
                 pending.future.cancel()
@@ -137,9 +146,17 @@ class _Engine:
     def _take_model(self, sha256: str, taken: contextlib.ExitStack) -> str:
         return self._take(f"models/{sha256}.pt", lambda path: self._store.place(sha256, path), taken)
 
-    def _take_export(self, ask: Ask, gpu: int | None, taken: contextlib.ExitStack) -> Backend | None:
+    def _judge_export(self, key: Key, pending: Pending) -> None:
+        """Trust an export no more whose loading ended an engine in which nothing else was under way."""
+        exported = pending.measured is not None and pending.measured.path is not None
+        if exported and pending.stage is Stage.LOAD and not pending.future.cancelled():
+            error = pending.future.exception()
+            if isinstance(error, (JobCrashedError, OutOfMemoryError, TimedOutError)):
+                logger.warning("{}: torch goes on, after {}", key.directory_name, error.code)
+                self._exports.distrust(key, error)
+
+    def _take_export(self, key: Key, gpu: int | None, taken: contextlib.ExitStack) -> Backend | None:
         """Return what was found to run the model fastest, its files at the engine's hand."""
-        key = self._exports.key(ask.model_sha256, ask.options.imgsz, gpu)
         choice = self._exports.find(key, gpu)
         if choice is None:
             return None

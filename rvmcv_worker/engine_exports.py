@@ -84,10 +84,15 @@ class EngineExports:
         try:
             self._exports.place(key, choice, into)
         except ModelUnavailableError as error:
-            with self._lock:
-                self._known.pop(key.directory_name, None)
-                self._tries.fail(key, error, time.monotonic())
+            self.distrust(key, error)
             raise
+
+    def distrust(self, key: Key, error: Exception) -> None:
+        """Forget a choice that does not do: torch goes on, and it is measured again later."""
+        with self._lock:
+            self._known.pop(key.directory_name, None)
+            self._exports.forget(key)
+            self._tries.fail(key, error, time.monotonic())
 
     def close(self) -> None:
         """Measure nothing more."""

@@ -214,6 +214,10 @@ class ModelExports:
         path = str(into / choice.files[0].name) if choice.files else None
         return Backend(choice.chosen.backend, choice.chosen.precision, path)
 
+    def forget(self, key: Key) -> None:
+        """Remove the choice for `key`, if there is one."""
+        self._remove(self._directory / key.directory_name)
+
     def _remove_outdated(self, key: Key) -> None:
         """Make room for one more: what other libraries made, is too much, or was never finished goes."""
         kept = []

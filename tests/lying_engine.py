@@ -50,7 +50,8 @@ def main() -> None:
     decoder = framing.Decoder(max_payload_bytes=1 << 20, max_per_s=None)
     while data := stream.recv(65536):
         for header, image in decoder.feed(data, time.monotonic()):
-            _serve(stream, header["id"], image.decode(), header["options"]["mask_format"])
+            exported = header["model"]["backend"]["path"] is not None
+            _serve(stream, header["id"], image.decode(), header["options"]["mask_format"], exported)
 
 
 def _masked(mask: object) -> bytes:
@@ -58,7 +59,7 @@ def _masked(mask: object) -> bytes:
     return json.dumps({**RESULT, "detections": [found]}).encode()
 
 
-def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str) -> None:
+def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str, exported: bool) -> None:
     def say(header: dict[str, Any], payload: bytes = b"") -> None:
         framing.write(stream.fileno(), {"id": request_id, **header}, payload)
 
@@ -66,6 +67,8 @@ def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str) 
     if does == "hang before":
         signal.pause()
     say({"stage": "load"})
+    if does == "crash with an export" and exported:
+        os.kill(os.getpid(), signal.SIGSEGV)
     say({"stage": "infer"})
     if does == "crash":
         os.write(1, b"illegal instruction, \x1b[31m probably\n")

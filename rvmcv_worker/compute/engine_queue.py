@@ -51,22 +51,24 @@ class Decoded:
 class EngineQueue:
     """Two queues for each of two stages.
 
-    Of each queue at most `ahead` images are decoded and wait, so that memory stays flat and a batch's images
-    never keep an interactive one from being decoded. `max_batch` above 1 is for a GPU: images whose `group`
-    is equal go together, and the first waits for others at most `window_s` after it was ready, and only
-    while requests of its queue are still on their way.
+    Of each queue at most `ahead` images are decoded and wait, and of large ones so many that `ahead_bytes` are
+    reached: memory stays flat, and a batch's images never keep an interactive one from being decoded.
+    `max_batch` above 1 is for a GPU: images whose `group` is equal go together, and the first waits for others
+    at most `window_s` after it was ready, and only while requests of its queue are still on their way.
     """
 
     def __init__(
         self,
         *,
         ahead: int,
+        ahead_bytes: int = 512 * 1024**2,
         max_batch: int = 1,
         window_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
         self._ahead = ahead
+        self._ahead_bytes = ahead_bytes
         self._max_batch = max_batch
         self._window_s = window_s
         self._encoded: dict[Queue, deque[Encoded]] = {queue: deque() for queue in Queue}
@@ -108,10 +110,14 @@ class EngineQueue:
     def pick_encoded(self) -> Encoded | None:
         """Take the next request to decode, if there is one and room for its image."""
         for queue in Queue:
-            if self._encoded[queue] and len(self._decoded[queue]) < self._ahead:
+            if self._encoded[queue] and self._has_room(queue):
                 self._decoding = queue
                 return self._encoded[queue].popleft()
         return None
+
+    def _has_room(self, queue: Queue) -> bool:
+        waiting = self._decoded[queue]
+        return len(waiting) < self._ahead and sum(item.image.nbytes for item in waiting) < self._ahead_bytes
 
     def pick_batch(self, group: Callable[[Decoded], Hashable]) -> tuple[list[Decoded], float | None]:
         """Take the next images to compute.
@@ -128,7 +134,7 @@ class EngineQueue:
             wanted = group(first)
             batch = [item for item in waiting if group(item) == wanted][: self._max_batch]
             more_to_come = bool(self._encoded[queue]) or self._decoding is queue
-            no_room = len(batch) == self._max_batch or len(waiting) >= self._ahead
+            no_room = len(batch) == self._max_batch or not self._has_room(queue)
             wait_s = first.ready_s + self._window_s - self.clock()
             if more_to_come and not no_room and wait_s > 0:
                 return [], wait_s

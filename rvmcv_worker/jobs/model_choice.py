@@ -23,7 +23,7 @@ class Chosen:
 
     trust: Trust
     model_sha256: str
-    #: The detector as the job called it, or its sha256: for the result. Not "active", which tells nothing later.
+    #: The detector as the job called it, for the result; its sha256 where that was "active" or nothing.
     model_used: str
     #: None: no masks, or the detector's own.
     segmenter_sha256: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from rvmcv_worker.errors import (
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.jobs import inference
+from rvmcv_worker.model_exports import Choice, ModelExports
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.sandbox import PlainProcess
 from rvmcv_worker.spawner import Spawner
@@ -209,6 +211,28 @@ def test_engines_and_export_child_together_take_no_more_than_their_part_of_a_gpu
     export = machine.gpu_memory_fraction(0, engine_process.EXPORT_SHARE)
     assert 24 * (2 * engine + export) == pytest.approx(3.0)
     assert machine.gpu_memory_fraction(None, engine_process.ENGINE_SHARE) == 1.0
+
+
+def test_an_export_that_crashes_the_engine_as_it_is_loaded_leaves_it_to_torch(
+    make: Make, ask: Ask, tmp_path: Path
+) -> None:
+    engines = make(backend="openvino")
+    key = engines._exports.key(ask.model_sha256, None, None)
+    network = tmp_path / "model.onnx"
+    network.write_bytes(b"a network")
+    file = {"name": "model.onnx", "size_bytes": 9, "sha256": hashlib.sha256(b"a network").hexdigest()}
+    chosen = {"backend": "openvino", "precision": "fp32"}
+    choice = Choice.parse({"chosen": chosen, "files": [file], "measured": {}, "imgsz": 64})
+    exports = ModelExports(tmp_path / "state" / "models")
+    exports.save(key, choice, lambda _file: network)
+
+    with pytest.raises(JobCrashedError, match="SIGSEGV"):
+        _infer(engines, ask, "crash")  # where the image does it, the export is not at fault
+    assert exports.find(key) == choice
+    with pytest.raises(JobCrashedError, match="SIGSEGV"):
+        _infer(engines, ask, "crash with an export")
+    eventually(lambda: exports.find(key) is None)
+    assert _infer(engines, ask, "crash with an export") == lying_engine.RESULT
 
 
 def test_an_idle_engine_is_stopped_and_started_when_it_is_asked_again(make: Make, ask: Ask) -> None:

@@ -190,3 +190,12 @@ def test_threads_that_wait_are_woken_by_what_they_wait_for() -> None:
         thread.join(timeout=30)
         assert not thread.is_alive()
     assert served == list(range(100))
+
+
+def test_of_large_images_few_are_decoded_ahead_and_none_waits_for_room_that_does_not_come() -> None:
+    driven = Driven(ahead=16, max_batch=16, window_s=0.003, ahead_bytes=3 * 48 * 1000)
+    driven.put(*((number, BATCH) for number in range(1, 6)), (6, INTERACTIVE))
+    assert [driven.decode(width=600) for _ in range(4)] == [6, 1, 2, None]
+    assert driven.batch() == [6]
+    assert driven.batch() == [1, 2]
+    assert [driven.decode(width=600) for _ in range(3)] == [3, 4, None]
