@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+
+from sqlalchemy.exc import IntegrityError
 
 from rvmcv_worker.reference import inference_wire
 from rvmcv_worker.reference.activation import EDGE_MODEL, active_model
 from rvmcv_worker.reference.inference_tables import InferenceJob
-from rvmcv_worker.reference.jobs import enqueue
+from rvmcv_worker.reference.jobs import enqueue, find_job
 from rvmcv_worker.reference.models import ACTIVE, ModelShelf
 from rvmcv_worker.reference.queue import Queue
 from rvmcv_worker.reference.refused import FieldRefusedError
@@ -25,16 +28,63 @@ PRIORITIES = {"playground": 5, "reanalysis": 2, "batch_analysis": 0}
 def queue_inference(
     queue: Queue, models: ModelShelf, wanted: inference_wire.InferenceRequest, asked_by: str
 ) -> str:
-    """Queue one inference and return its job's id; raises `FieldRefusedError`."""
-    fields = wanted.model_dump(mode="json", by_alias=True, exclude_none=True)
-    config = {**fields, **resolved(queue, models, wanted)}
-    priority = priority_of(wanted.purpose, wanted.edge_result)
+    """Queue one inference and return its job's id; raises `FieldRefusedError`.
 
+    Asked again under the same `request_id`, it is the job that the first time made.
+    """
+    if wanted.request_id is None:
+        return _queue(queue, models, wanted, asked_by, None)
+    job_id = _named(asked_by, wanted.request_id)
+    if _is_known(queue, job_id, wanted):
+        return job_id
+    try:
+        return _queue(queue, models, wanted, asked_by, job_id)
+    except IntegrityError:  # the same request came twice at once, and the other one was first
+        if _is_known(queue, job_id, wanted):
+            return job_id
+        raise
+
+
+def _queue(
+    queue: Queue,
+    models: ModelShelf,
+    wanted: inference_wire.InferenceRequest,
+    asked_by: str,
+    job_id: str | None,
+) -> str:
+    config = {**_asked(wanted), **resolved(queue, models, wanted)}
+    priority = priority_of(wanted.purpose, wanted.edge_result)
     with queue.turn() as turn:
-        job = enqueue(turn, "inference", config, priority=priority)
+        job = enqueue(turn, "inference", config, priority=priority, job_id=job_id)
         assert isinstance(job, InferenceJob)
         job.asked_by = asked_by
         return job.job_id
+
+
+def _asked(wanted: inference_wire.InferenceRequest) -> dict[str, Any]:
+    return wanted.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"request_id"})
+
+
+def _named(asked_by: str, request_id: str) -> str:
+    """Return the job's id that follows from who asked and the name it gave: so there can be one job only."""
+    return f"infer_{hashlib.sha256(f'{asked_by}/{request_id}'.encode()).hexdigest()[:32]}"
+
+
+def _is_known(queue: Queue, job_id: str, wanted: inference_wire.InferenceRequest) -> bool:
+    """Whether this has been asked already; raises `FieldRefusedError` for another question of that name."""
+    with queue.look() as turn:
+        job = find_job(turn, job_id)
+        if job is None:
+            return False
+        # The models were filled in then, and another one may be active now: that is no other question.
+        filled_in = {"model_version", "segmenter"}
+        named = inference_wire.InferenceRequest.model_fields.keys() - filled_in
+        before = {key: job.config[key] for key in named if key in job.config}
+        now = {key: value for key, value in _asked(wanted).items() if key not in filled_in}
+        if before != now:
+            why = f"was used for another question ({job_id}): give each a name of its own"
+            raise FieldRefusedError("request_id", why)
+        return True
 
 
 def resolved(queue: Queue, models: ModelShelf, wanted: inference_wire.Options) -> dict[str, Any]:

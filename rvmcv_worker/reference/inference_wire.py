@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from rvmcv_worker.reference.wire import Request, Response, Sha256
 
@@ -15,6 +15,17 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-
 Url = Annotated[str, StringConstraints(pattern=r"^(https?://|s3://|/)", max_length=4096)]
 Purpose = Literal["fraud_check", "playground", "reanalysis", "batch_analysis"]
 Wait = Annotated[float, Field(ge=0, le=30, description="Hold the answer so many seconds for the result")]
+Side = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _upright(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    if box[2] < box[0] or box[3] < box[1]:
+        raise ValueError("must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
+    return box
+
+
+#: ``x1, y1, x2, y2`` in pixels.
+Box = Annotated[tuple[float, float, float, float], Field(strict=False), AfterValidator(_upright)]
 
 
 class Options(Request):
@@ -36,9 +47,9 @@ class Options(Request):
 class EdgeDetection(Request):
     """What the machine saw: one object."""
 
-    class_: str = Field(alias="class", min_length=1, max_length=200)
+    class_: str = Field(alias="class", min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
     confidence: Fraction
-    bbox: tuple[float, float, float, float] | None = Field(None, strict=False)
+    bbox: Box | None = None
 
 
 class EdgeResult(Request):
@@ -46,12 +57,14 @@ class EdgeResult(Request):
 
     detections: list[EdgeDetection] = Field(max_length=1000)
     model_version: str | None = Field(None, max_length=200)
-    image_size: tuple[int, int] | None = Field(None, strict=False)
+    image_size: Annotated[tuple[Side, Side] | None, Field(strict=False)] = None
 
 
 class InferenceRequest(Options):
     """``POST /inference``."""
 
+    #: The client's name for this question: asked again under it, the answer is the first one's job.
+    request_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{8,64}$")] | None = None
     image_url: Url
     image_sha256: Sha256 | None = None
     purpose: Purpose | None = None
@@ -76,6 +89,8 @@ class InferenceAnswer(Response):
     url: str
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    #: Why the last attempt handed it back, while it waits for the next one.
+    handed_back: dict[str, Any] | None
 
 
 class BatchImage(Request):

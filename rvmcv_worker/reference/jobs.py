@@ -80,6 +80,15 @@ def open_attempt(turn: Turn, job_id: str) -> Attempt | None:
     return turn.session.scalars(query).one_or_none()
 
 
+def last_hand_back(turn: Turn, job: Job) -> dict[str, Any] | None:
+    """Return the error with which a waiting job was last handed back; None for one that was not."""
+    if job.status != JobStatus.QUEUED.value or not job.attempt:
+        return None
+    newest = select(Attempt.error).where(Attempt.job_id == job.job_id).order_by(Attempt.attempt.desc())
+    error: dict[str, Any] | None = turn.session.scalars(newest.limit(1)).first()
+    return error
+
+
 def end_job(turn: Turn, job: Job, status: JobStatus) -> None:
     """Put a job into a final state; the attempt that could still have reported is over."""
     job.status = status.value

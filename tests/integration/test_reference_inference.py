@@ -166,6 +166,13 @@ def test_segmenter_is_filled_in(
             {"edge_result": {"detections": [{"class": "x", "confidence": 2}]}},
             "edge_result.detections.0.confidence",
         ),
+        ({"edge_result": {"detections": [{**DETECTION, "class": "a\nb"}]}}, "edge_result.detections.0.class"),
+        (
+            {"edge_result": {"detections": [{**DETECTION, "bbox": [9, 0, 1, 4]}]}},
+            "edge_result.detections.0.bbox",
+        ),
+        ({"edge_result": {"detections": [], "image_size": [0, 480]}}, "edge_result.image_size.0"),
+        ({"request_id": "short"}, "request_id"),
         ({"model_version": "none-such"}, "model_version"),
         ({"model_version": "fine"}, "model_version"),
         ({"model_version": "../x"}, "model_version"),
@@ -251,6 +258,54 @@ def test_what_takes_longer_is_202_and_says_where_to_look(server: ReferenceServer
     worker.finish(told["job_id"], worker.take(told["job_id"]), "failed", error=error)
     found = requests.request(**look)
     assert (found.status_code, found.json()["status"], found.json()["error"]) == (200, "failed", error)
+
+
+def test_answer_says_why_a_job_was_handed_back_while_it_waits(
+    server: ReferenceServer, worker: Talker
+) -> None:
+    job_id = ask(server).json()["job_id"]
+    assert call(server, "GET", f"inference/{job_id}").json()["handed_back"] is None
+    error = {"code": "image_unavailable", "message": "no such object"}
+    worker.finish(job_id, worker.take(job_id), "queued", error=error)
+    answer = call(server, "GET", f"inference/{job_id}").json()
+    assert (answer["status"], answer["error"], answer["handed_back"]) == ("queued", None, error)
+    call(server, "DELETE", f"job/{job_id}/cancel", server.admin_token)
+    answer = call(server, "GET", f"inference/{job_id}").json()
+    assert (answer["status"], answer["handed_back"]) == ("cancelled", None)
+
+
+def test_question_asked_again_under_its_name_is_one_job(server: ReferenceServer, worker: Talker) -> None:
+    seen = {"detections": [DETECTION], "image_size": [640, 480]}
+    fields = {"request_id": "rvm7-0001234", "edge_result": seen, "purpose": "fraud_check"}
+    job_id = ask(server, **fields).json()["job_id"]
+    # Asked many times at once, as after a time-out that everybody met: still one.
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda _: ask(server, **{**fields, "request_id": "rvm7-0001235"}), range(8)))
+    assert {answer.status_code for answer in again} == {202}
+    assert len({answer.json()["job_id"] for answer in again}) == 1
+    assert job_id != again[0].json()["job_id"]
+    offered = {job["job_id"]: job["config"] for job in worker.poll(lane="infer", slots=100)}
+    assert "request_id" not in offered[job_id]
+    worker.finish(job_id, worker.take(job_id), "completed", result=RESULT)
+    repeated = ask(server, "?wait=5", **fields)
+    assert (repeated.status_code, repeated.json()["job_id"]) == (200, job_id)
+    assert len(logs_of(server, job_id)) == 1
+
+
+def test_name_of_a_question_is_good_for_no_other(server: ReferenceServer) -> None:
+    first = ask(server, request_id="rvm7-0002000", model_version="v2").json()["job_id"]
+    # What the models were called is the server's to fill in; the picture is not.
+    assert ask(server, request_id="rvm7-0002000").json()["job_id"] == first
+    other = ask(server, request_id="rvm7-0002000", image_url="s3://datasets/other.jpg")
+    assert (other.status_code, list(other.json()["errors"])) == (422, ["request_id"])
+    own = call(
+        server,
+        "POST",
+        "inference",
+        server.admin_token,
+        json={"image_url": IMAGE, "request_id": "rvm7-0002000"},
+    )
+    assert (own.status_code, own.json()["job_id"] == first) == (202, False)
 
 
 def test_held_requests_are_bounded(server: ReferenceServer) -> None:

@@ -15,7 +15,7 @@ from rvmcv_worker.reference.files import received, send_object
 from rvmcv_worker.reference.inference_logs import page_of_logs
 from rvmcv_worker.reference.inference_requests import queue_inference
 from rvmcv_worker.reference.inference_tables import InferenceJob
-from rvmcv_worker.reference.jobs import find_job, queue_position
+from rvmcv_worker.reference.jobs import find_job, last_hand_back, queue_position
 from rvmcv_worker.reference.laravel import invalid, invalid_fields
 from rvmcv_worker.reference.limits import StrictJsonRoute
 from rvmcv_worker.reference.routes.forms import form_body
@@ -131,6 +131,7 @@ def _look(services: Services, job_id: str) -> inference_wire.InferenceAnswer:
             url=f"/api/v1/cv/inference/{job.job_id}",
             result=job.result,
             error=job.error,
+            handed_back=last_hand_back(turn, job),
         )
 
 
