@@ -32,7 +32,8 @@ def alert_of_silent_workers(turn: Turn, *, back_at: float) -> None:
     untold = or_(Worker.silence_told.is_(None), Worker.silence_told != Worker.seen_at)
     silent = turn.session.scalars(
         select(Worker)
-        .where(Worker.seen_at < silent_from, untold)
+        # Who never told a status is no daemon: `doctor` polls once, under a name of its own.
+        .where(Worker.seen_at < silent_from, Worker.status.is_not(None), untold)
         .order_by(Worker.worker_id)
         .with_for_update()
     ).all()
@@ -40,7 +41,7 @@ def alert_of_silent_workers(turn: Turn, *, back_at: float) -> None:
     for worker in silent if waiting else ():
         worker.silence_told = worker.seen_at
         silent_s = turn.now - worker.seen_at
-        message = f"{worker.worker_id} has not been seen for {silent_s:.0f} s, while {waiting} jobs wait"
+        message = f"{worker.worker_id} has not been seen for {silent_s:.0f} s; jobs that wait: {waiting}"
         occasion = f"{worker.worker_id} {worker.seen_at!r}"
         details = {"jobs_waiting": waiting, "seen_at": rfc3339(worker.seen_at)}
         _add(turn, AlertKind.WORKER_SILENT, occasion, message, details, worker_id=worker.worker_id)

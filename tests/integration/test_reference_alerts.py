@@ -132,6 +132,14 @@ def test_worker_that_falls_silent_while_jobs_wait(
     server.cancel(job_id)
 
 
+def test_who_only_looked_is_not_missed(server: ReferenceServer, worker: Talker, clock: FakeClock) -> None:
+    job_id = worker.queue()
+    assert worker.poll(job_types="doctor") == []  # as `rvmcv-worker doctor` does, never to come again
+    let_time_pass(server, clock, 300)
+    assert alerts_of(server, worker.worker_id) == []
+    server.cancel(job_id)
+
+
 def test_worker_is_not_missed_while_nothing_waits(
     server: ReferenceServer, worker: Talker, clock: FakeClock
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rvmcv_worker.reference.settings import Settings
 from tests.reference_talker import Talker
 
 HOSTILE = "<script>alert(1)</script>"
+HOSTILE_TEXT = "&lt;script&gt;alert(1)&lt;/script&gt;"
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +77,36 @@ def test_batch_shows_what_is_missing(server: ReferenceServer, worker: Talker) ->
 def test_mismatch_is_on_both_pages(server: ReferenceServer, worker: Talker) -> None:
     job_id = server.request_inference(image_url="s3://datasets/x.jpg", purpose="fraud_check")
     result = {
-        "detections": [{"class": HOSTILE, "confidence": 0.5, "bbox": [0, 0, 1, 1]}],
+        "detections": [
+            {"class": HOSTILE, "confidence": 0.5931379795074463, "bbox": [0, 0, 1, 1]},
+            {"class": HOSTILE, "confidence": "sure", "bbox": None},
+        ],
         "comparison": {"mismatch": True, "reasons": [{"code": "x", "message": HOSTILE}]},
         "processing_time_ms": 152,
     }
     worker.finish(job_id, worker.take(job_id), "completed", result=result)
     text = page(server, "/logs")
     assert ">differ<" in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; 0.5" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; 0.59," in text
+    assert f"{HOSTILE_TEXT} sure" in text
+    assert "<td>152</td>" in text
+    assert re.search(r'<time datetime="[^"]+Z">\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ</time>', text)
     text = page(server, "/alerts")
     assert "mismatch" in text
     assert f"/job?job_id={job_id}" in text
+
+
+def test_jobs_show_why_one_waits_again(server: ReferenceServer, worker: Talker) -> None:
+    job_id = server.request_inference(image_url="s3://datasets/none.jpg")
+    error = {"code": "image_unavailable", "message": HOSTILE}
+    worker.finish(job_id, worker.take(job_id), "queued", error=error)
+    assert "handed back: image_unavailable" in page(server, "/jobs")
+    done = server.request_inference(image_url="s3://datasets/x.jpg")
+    token = worker.take(done)
+    worker.progress(done, token, 1, phase="infer", fraction=0.0)
+    assert "0 % infer" in page(server, "/jobs")
+    worker.finish(done, token, "completed", result={})
+    assert "0 % infer" not in page(server, "/jobs")
 
 
 def test_batch_that_only_its_worker_has_counted(server: ReferenceServer, worker: Talker) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup
 from sqlalchemy import select
 from starlette.responses import RedirectResponse, Response
 
@@ -17,7 +18,7 @@ from rvmcv_worker.reference.auth import AsPageReader
 from rvmcv_worker.reference.batch_views import page_of_batches, view_of_batch
 from rvmcv_worker.reference.batches import find_batch
 from rvmcv_worker.reference.inference_logs import page_of_logs
-from rvmcv_worker.reference.jobs import JOB_TABLES, find_job
+from rvmcv_worker.reference.jobs import JOB_TABLES, find_job, last_hand_back
 from rvmcv_worker.reference.services import InServices
 
 JOBS_SHOWN = 200
@@ -33,6 +34,24 @@ HEADERS = {
 # Jinja2Templates escapes everything that goes into an .html file.
 _templates = Jinja2Templates(Path(__file__).parent.parent / "pages")
 _templates.env.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _moment(time: str | None) -> str:
+    """Return an RFC 3339 time in one piece, to the second."""
+    if time is None:
+        return ""
+    return Markup('<time datetime="{}">{} {}Z</time>').format(time, time[:10], time[11:19])
+
+
+def _figure(value: Any, digits: int) -> str:
+    """Return a number that a worker told as people read it, and what is none as it is."""
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value)
+
+
+_templates.env.filters["moment"] = _moment
+_templates.env.filters["figure"] = _figure
 
 router = APIRouter(include_in_schema=False)
 
@@ -53,8 +72,10 @@ def jobs_page(request: Request, services: InServices, _who: AsPageReader) -> Res
             for job in turn.session.scalars(select(table).order_by(table.id.desc()).limit(JOBS_SHOWN))
         ]
         twins = [each for each in views.all_workers(turn) if each.alternations >= TWINS]
+        handed_back = {job.job_id: last_hand_back(turn, job) for job in found}
     found.sort(key=lambda job: job.created_at, reverse=True)
-    return _page(request, "jobs.html", {"jobs": [views.summary_of(job) for job in found], "twins": twins})
+    shown = {"jobs": [views.summary_of(job) for job in found], "twins": twins, "handed_back": handed_back}
+    return _page(request, "jobs.html", shown)
 
 
 # The id is in the query, since it may hold what browsers take out of a path.
