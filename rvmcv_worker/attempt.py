@@ -36,7 +36,7 @@ from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.progress import ProgressReporter
 from rvmcv_worker.protocol import (
-    MAX_FINISH_BYTES,
+    MAX_RESULT_BYTES,
     Checkpoint,
     Claim,
     FinishReport,
@@ -292,7 +292,8 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         report["status"] = "cancelled"
     except JobError as error:
         report |= final_report.failure(error, attempt.services.settings)
-        log.warning("{}: {}: {}", report["status"], error.code, redact(error.message))
+        ended = "handed back" if error.handed_back else "failed"
+        log.warning("{}: {}: {}", ended, error.code, redact(error.message))
     except FencedError:
         raise
     except Exception as error:
@@ -344,7 +345,7 @@ def _is_for_want_of_room(error: Exception) -> bool:
 def _within_limit(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
     """Return a result that a final report can hold: a larger one goes to storage, and its path stays."""
     text = encode(result)
-    if len(text) <= MAX_FINISH_BYTES // 2:
+    if len(text) <= MAX_RESULT_BYTES:
         return result
     brief = final_report.brief(result)
     if not attempt.services.storage.can_store:

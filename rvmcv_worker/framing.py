@@ -69,6 +69,9 @@ def parse_object(text: bytes) -> dict[str, Any]:
     try:
         # Decoded here: given bytes, the parser guesses UTF-16 and 32 too, in which the check above is blind.
         value = json.loads(text.decode("utf-8"), parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        # Without the parser's line number: this may itself be a line of a file.
+        raise FramingError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise FramingError(f"not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -115,7 +115,7 @@ def _entry(index: int, line: int, text: bytes | None) -> Entry:
     if text is None:
         return Entry(index, line, fault=f"{where}: longer than {MAX_LINE_BYTES} bytes")
     try:
-        value = framing.parse_object(text)
+        value = framing.parse_object(text.strip())
     except framing.FramingError as error:
         return Entry(index, line, fault=f"{where}: {error}")
     try:

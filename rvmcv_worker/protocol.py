@@ -30,6 +30,8 @@ PROTOCOL_VERSION = 1
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 #: Largest final report, in bytes; a larger result goes to storage and the report names its path.
 MAX_FINISH_BYTES = 512 * 1000
+#: Largest result that a final report holds, in bytes; the rest is the report's own.
+MAX_RESULT_BYTES = MAX_FINISH_BYTES - 32 * 1000
 #: Longest message of an error, in characters; the end is kept, since that is where a log says why.
 MAX_ERROR_CHARS = 20_000
 #: Longest message of a progress report, in characters.

@@ -29,7 +29,8 @@ def lines(status: dict[str, Any]) -> Iterator[str]:
     for end in status["last_ends"]:
         code = f" ({end['error_code']})" if end["error_code"] else ""
         took, ago = _duration(end["took_s"]), _duration(end["ended_ago_s"])
-        yield f"  {end['job_id']} {end['job_type']}: {end['status']}{code} after {took}, {ago} ago"
+        ended = "handed back" if end["status"] == "queued" else end["status"]
+        yield f"  {end['job_id']} {end['job_type']}: {ended}{code} after {took}, {ago} ago"
 
 
 def waiting(status: dict[str, Any]) -> str:

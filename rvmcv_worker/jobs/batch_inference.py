@@ -65,6 +65,7 @@ class BatchInference:
         with attempt.phase("infer"):
             done = _infer(attempt, config, chosen, path, images_total, left_off)
         attempt.progress.confirm("upload")
+        _say_what_failed(attempt, done.summary)
         return {
             "images_total": images_total,
             **done.summary.told(),
@@ -119,15 +120,8 @@ def _left_off(
     }
     sha256 = batch_checkpoint.batch_sha256(list_sha256, {**config.asked(), **models})
     found = attempt.fetch_checkpoint(batch_checkpoint.MAX_BYTES)
-    left_off = batch_checkpoint.read(attempt.workspace.root / found if found else None, sha256, images_total)
-    if left_off.next_index:
-        logger.bind(job_id=attempt.offer.job_id).info(
-            "going on at image {} of {}: {} parts are done",
-            left_off.next_index,
-            images_total,
-            len(left_off.parts),
-        )
-    return left_off
+    with logger.contextualize(job_id=attempt.offer.job_id):
+        return batch_checkpoint.read(attempt.workspace.root / found if found else None, sha256, images_total)
 
 
 def _infer(
@@ -177,6 +171,13 @@ def _count(summary: batch_summary.BatchSummary, outcome: Outcome) -> None:
         summary.add(outcome.result.result)
     elif outcome.error is not None:
         summary.add_error(outcome.error.code)
+
+
+def _say_what_failed(attempt: Attempt, summary: batch_summary.BatchSummary) -> None:
+    if summary.images_failed:
+        log = logger.bind(job_id=attempt.offer.job_id)
+        codes = ", ".join(f"{code} {count}" for code, count in summary.errors.most_common())
+        log.warning("images without a result: {} ({})", summary.images_failed, codes)
 
 
 def _line(outcome: Outcome) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -12,12 +13,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from rvmcv_worker import comparison
 from rvmcv_worker.comparison import Seen, Thresholds
 from rvmcv_worker.engine_wire import MaskFormat, Queue
-from rvmcv_worker.errors import ImageUnavailableError
+from rvmcv_worker.errors import ImageInvalidError, ImageUnavailableError
 from rvmcv_worker.jobs import inference_config, model_choice
 from rvmcv_worker.jobs.inference_config import InferenceOptions, Url
 from rvmcv_worker.jobs.training_config import ClassName, Fraction
 from rvmcv_worker.ledger import ClaimState
-from rvmcv_worker.protocol import MAX_FINISH_BYTES, Sha256, encode
+from rvmcv_worker.protocol import MAX_RESULT_BYTES, Sha256, encode
 from rvmcv_worker.state import Lane
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from rvmcv_worker.protocol import JobOffer
 
 _MB = 1024**2
-#: Largest result that a final report holds, in bytes; the rest of it is the report's own.
-_MAX_RESULT_BYTES = MAX_FINISH_BYTES // 2
 _Pixels = Annotated[float, Field(allow_inf_nan=False)]
 _Side = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -98,7 +97,7 @@ class Inference:
         attempt.enter(ClaimState.RUNNING)
         notes: list[str] = []
         ask = chosen.ask(config, Queue.INTERACTIVE)
-        with attempt.phase("infer"):
+        with attempt.phase("infer"), _naming(config.image_url):
             answer = attempt.services.engines.infer(ask, image, interrupt=attempt.interrupt)
             if _is_too_large(answer.result) and not attempt.services.storage.can_store:
                 answer = _ask_for_less(attempt, ask, image, answer, notes)
@@ -115,6 +114,15 @@ class Inference:
 
     def courtesy(self, _offer: JobOffer, _report: Mapping[str, Any], /) -> None:
         """No call follows."""
+
+
+@contextlib.contextmanager
+def _naming(image_url: str) -> Iterator[None]:
+    """Have a fault of the image say which image it is: an engine does not know where one comes from."""
+    try:
+        yield
+    except ImageInvalidError as error:
+        raise ImageInvalidError(f"{image_url}: {error.message}") from error
 
 
 def _fetch(attempt: Attempt, config: InferenceConfig) -> bytes:
@@ -149,7 +157,7 @@ def _compare(
 
 
 def _is_too_large(result: dict[str, Any]) -> bool:
-    return len(encode(result)) > _MAX_RESULT_BYTES
+    return len(encode(result)) > MAX_RESULT_BYTES
 
 
 def _ask_for_less(

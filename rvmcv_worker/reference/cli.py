@@ -194,7 +194,7 @@ def jobs(data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: Toke
 def cancel(
     job_id: str, data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: TokenFile = None
 ) -> None:
-    """Cancel a job."""
+    """Cancel a job, or every job of a batch."""
     typer.echo(client_of(data_dir, url, token_file).cancel(job_id)["status"])
 
 

@@ -18,6 +18,7 @@ from rvmcv_worker.reference.cli_common import (
     option_of,
     table_with,
 )
+from rvmcv_worker.reference.states import JobStatus
 
 app = typer.Typer()
 Option = Annotated[
@@ -35,14 +36,33 @@ def infer(
     url: Url = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Ask for an inference on one image, and print the answer as JSON."""
+    """Ask for an inference on one image, and print the answer as JSON; `result` looks again."""
     client = client_of(data_dir, url, token_file)
     fields = _fields(model, option)
     if "://" in image:
         answer = client.post(f"/api/v1/cv/inference?wait={wait_s}", {"image_url": image, **fields})
     else:
         answer = client.upload_image(Path(image), fields, wait_s)
+    _show(answer)
+
+
+@app.command()
+def result(
+    job_id: Annotated[str, typer.Argument(help="What `infer` or `batch` called it.")],
+    wait_s: Annotated[float, typer.Option(min=0, max=30, help="Wait so long for an inference.")] = 0.0,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    url: Url = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Look at an inference or a batch again, and print it as JSON."""
+    _show(client_of(data_dir, url, token_file).result(job_id, wait_s))
+
+
+def _show(answer: dict[str, Any]) -> None:
+    """Print an answer; the exit status is 1 where there will be no result."""
     console.print_json(data=answer)
+    if answer["status"] in (JobStatus.FAILED.value, JobStatus.CANCELLED.value):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -54,7 +74,7 @@ def batch(
     url: Url = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Queue a batch and print its id; `/batches` shows how far it is."""
+    """Queue a batch and print its id; `result` and the page `/batches` show how far it is."""
     client = client_of(data_dir, url, token_file)
     fields = _fields(model, option)
     if "://" in images:

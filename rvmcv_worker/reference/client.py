@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,8 +46,15 @@ class Client:
         return self._call("POST", path, json=filled)
 
     def cancel(self, job_id: str) -> Any:
-        """Cancel a job."""
-        return self._call("DELETE", f"/api/v1/cv/job/{quote(job_id, safe='')}/cancel")
+        """Cancel a job, or every job of a batch."""
+        kind = "batch" if _is_batch(job_id) else "job"
+        return self._call("DELETE", f"/api/v1/cv/{kind}/{quote(job_id, safe='')}/cancel")
+
+    def result(self, job_id: str, wait_s: float) -> Any:
+        """Look at an inference, a shard or a batch again."""
+        name = quote(job_id, safe="")
+        path = f"batch/{name}" if _is_batch(job_id) else f"inference/{name}?wait={wait_s}"
+        return self._call("GET", f"/api/v1/cv/{path}")
 
     def upload_dataset(self, file: Path) -> Any:
         """Store a data set's archive."""
@@ -89,6 +97,11 @@ class Client:
         if not answer.ok:
             raise ClientError(f"{self._url}{path} answered {answer.status_code}: {body.get('message', body)}")
         return body
+
+
+def _is_batch(job_id: str) -> bool:
+    """Whether an id is a batch's: that of a shard has a number behind it."""
+    return re.fullmatch(r"batch_\d{8}_\d{6}_[0-9a-f]{8}", job_id) is not None
 
 
 def _texts(fields: dict[str, Any]) -> dict[str, str]:

@@ -130,6 +130,8 @@ def test_one_bad_image_is_one_error_line(
         None: "invalid_job",
     }
     assert told[16]["error"]["message"].startswith("line 17: not JSON")
+    counted = "images without a result: 8 (image_unavailable 2, image_invalid 2, invalid_job 2"
+    assert f"[{job['job_id']}] {counted}" in worker.log()
     assert (told[17]["id"], told[17]["detections"]) == (told[3]["id"], told[3]["detections"])
     assert {tuple(line["image_size"]) for line in told if line["ok"]} == {(96, 64)}
     drawn = {line["annotated_path"] for line in told if line["ok"]}
@@ -231,6 +233,7 @@ def test_when_no_image_comes_any_more_the_job_goes_back_and_no_line_is_lost(
     assert job["attempts"][0]["error"]["code"] == "image_unavailable"
     assert "20 images in a row" in job["attempts"][0]["error"]["message"]
     assert job["checkpoint"]["next_index"] >= 4
+    assert f"[{job_id}] handed back: image_unavailable: 20 images in a row" in worker.log()
     server.cancel(job_id)
 
 

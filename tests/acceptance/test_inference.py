@@ -207,8 +207,10 @@ def test_what_is_no_picture_is_invalid(
         "huge": _huge_png(),
         "cut-off": bottle.read_bytes()[:3000],
     }.items():
-        job = infer(put(name, content))
+        stored = put(name, content)
+        job = infer(stored)
         assert (job["status"], _error(job)["code"]) == ("failed", "image_invalid"), (name, job)
+        assert stored in _error(job)["message"]
     assert infer(url)["status"] == "completed"
 
 

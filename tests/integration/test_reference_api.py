@@ -348,7 +348,12 @@ def test_command_line_from_serve_to_roll_back(tmp_path: Path) -> None:
         (tmp_path / "list.jsonl").write_bytes(b'{"id": 1, "url": "s3://datasets/x.jpg"}\n')
         tried = run_cli("infer", str(tmp_path / "image.jpg"), "--wait-s", "0", *here)
         assert json.loads(tried.stdout)["status"] == "queued"
-        assert run_cli("batch", str(tmp_path / "list.jsonl"), *here).stdout.startswith("batch_")
+        again = run_cli("result", json.loads(tried.stdout)["job_id"], *here)
+        assert (again.returncode, json.loads(again.stdout)) == (0, json.loads(tried.stdout))
+        batch_id = run_cli("batch", str(tmp_path / "list.jsonl"), *here).stdout.strip()
+        assert run_cli("cancel", batch_id, *here).stdout.strip() == "cancelled"
+        over = run_cli("result", batch_id, *here)
+        assert (over.returncode, json.loads(over.stdout)["status"]) == (1, "cancelled")
         refused = run_cli("infer", "s3://datasets/x.jpg", "--option", "confidence_threshold=2", *here)
         assert (refused.returncode, "confidence_threshold" in refused.stderr) == (1, True)
         assert "Alert not found" in run_cli("acknowledge", "1", *here).stderr

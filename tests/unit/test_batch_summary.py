@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from rvmcv_worker.batch_summary import BatchSummary, LatencyBuckets
+from rvmcv_worker.protocol import MAX_RESULT_BYTES, encode
 from rvmcv_worker.reference import batch_summary
 
 
@@ -27,6 +29,15 @@ def test_percentiles_are_right_within_a_hundredth_over_six_orders_of_magnitude()
         assert buckets.percentile(fraction) == pytest.approx(exact, rel=0.015)
     assert len(buckets.buckets) < 1200
     assert LatencyBuckets().percentile(0.5) is None
+
+
+def test_the_largest_result_stays_in_its_report_with_all_its_parts() -> None:
+    summary = BatchSummary(classes=Counter({f"a class with a long name {n:04d}": 10**6 for n in range(500)}))
+    for step in range(700):
+        summary.latency.add(0.01 * 1.02**step)
+    path = f"s3://{'b' * 63}/cv/{'j' * 128}/attempt-10/part-00999.jsonl.gz"
+    parts = [{"path": path, "sha256": "0" * 64, "images": 10_000}] * 1000
+    assert len(encode({**summary.told(), "parts": parts})) < MAX_RESULT_BYTES
 
 
 def test_a_summary_counts_and_survives_its_checkpoint() -> None:

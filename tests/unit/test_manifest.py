@@ -56,7 +56,7 @@ def test_a_line_keeps_the_number_that_an_editor_shows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b'{"id": "x", "url":', "line 17: not JSON"),
+        (b'{"id": "x", "url":', "line 17: not JSON: Expecting value at character 19"),
         (b"[1, 2]", "line 17: a JSON list where an object belongs"),
         (b'{"url": "s3://a/b"}', "line 17: id"),
         (b'{"id": "x"}', "line 17: url: Field required"),
