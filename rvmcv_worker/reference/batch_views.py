@@ -9,6 +9,7 @@ from sqlalchemy import Row, func, select
 
 from rvmcv_worker.reference import inference_wire
 from rvmcv_worker.reference.inference_tables import Batch, InferenceJob
+from rvmcv_worker.reference.jobs import last_hand_back
 from rvmcv_worker.reference.states import BatchStatus, JobStatus
 from rvmcv_worker.reference.times import rfc3339, rfc3339_or_none
 from rvmcv_worker.reference.turn import Turn
@@ -40,6 +41,7 @@ def view_of_batch(turn: Turn, batch: Batch) -> inference_wire.BatchView:
                 images_done=_done(shard),
                 first_index=shard.first_index,
                 first_line=shard.first_line,
+                handed_back=last_hand_back(turn, shard),
             )
             for shard in shards
         ],

@@ -133,6 +133,8 @@ class ShardView(Response):
     first_index: int
     #: Line N of the shard's list is line first_line + N - 1 of the batch's.
     first_line: int
+    #: Why its last attempt handed it back, while it waits for the next one.
+    handed_back: dict[str, Any] | None
 
 
 class PartView(Response):

@@ -6,7 +6,7 @@ import secrets
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 
 from rvmcv_worker.reference.alerts import alert_of_job
 from rvmcv_worker.reference.batch_ends import settle_batch
@@ -80,7 +80,7 @@ def open_attempt(turn: Turn, job_id: str) -> Attempt | None:
     return turn.session.scalars(query).one_or_none()
 
 
-def last_hand_back(turn: Turn, job: Job) -> dict[str, Any] | None:
+def last_hand_back(turn: Turn, job: Job | Row[Any]) -> dict[str, Any] | None:
     """Return the error with which a waiting job was last handed back; None for one that was not."""
     if job.status != JobStatus.QUEUED.value or not job.attempt:
         return None

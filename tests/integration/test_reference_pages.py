@@ -112,6 +112,11 @@ def test_jobs_show_why_one_waits_again(server: ReferenceServer, worker: Talker) 
 def test_batch_that_only_its_worker_has_counted(server: ReferenceServer, worker: Talker) -> None:
     batch_id = server.request_batch(manifest_url="https://elsewhere/list.jsonl")
     assert "an unknown number of" in page(server, f"/batch?batch_id={batch_id}")
+    away = {"code": "dataset_unavailable", "message": HOSTILE}
+    worker.finish(batch_id, worker.take(batch_id), "queued", error=away, retry_after_s=0)
+    text = page(server, f"/batch?batch_id={batch_id}")
+    assert f"handed back: <code>dataset_unavailable</code> {HOSTILE_TEXT}" in text
+    assert server.batch(batch_id)["shards"][0]["handed_back"] == away
     error = {"code": "dataset_invalid", "message": "no list"}
     worker.finish(batch_id, worker.take(batch_id), "failed", error=error)
     assert "images 0 to\nthe end" in page(server, f"/batch?batch_id={batch_id}")
