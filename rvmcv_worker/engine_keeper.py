@@ -42,6 +42,8 @@ _TICK_S = 1.0
 _CLOSE_S = 5.0
 #: Most frames about one request; an engine that says more is no engine.
 _MOST_FRAMES = 32
+#: For so long a stranger's models whose loading ends engines are refused at once, and so many of them.
+_REFUSED_S, _MOST_REFUSED = 600.0, 64
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Pending:
     frames: int = 0
     #: Nobody waits for the answer any more.
     abandoned: bool = False
+
+    @property
+    def models(self) -> tuple[str, str | None, Backend | None]:
+        """What has to be loaded for it."""
+        segmenter = self.request.segmenter
+        return self.request.model.sha256, segmenter.sha256 if segmenter else None, self.measured
 
     def abandon(self) -> None:
         """Say that nobody waits for the answer any more: it is not repeated after a crash."""
@@ -112,6 +120,8 @@ class EngineKeeper(threading.Thread):
         self._suspects: collections.deque[Pending] = collections.deque()
         self._in_flight: dict[int, Pending] = {}
         self._alone: Pending | None = None
+        #: Models whose loading ended an engine in which nothing else was under way: how, and until when.
+        self._refused: collections.OrderedDict[Any, tuple[JobError, float]] = collections.OrderedDict()
         self._heard_s = 0.0
         self._idle_since_s = 0.0
         self._next_tick_s = 0.0
@@ -189,7 +199,23 @@ class EngineKeeper(threading.Thread):
 
     def _take_in(self) -> None:
         while self._inbox:
-            self._waiting.append(self._inbox.popleft())
+            pending = self._inbox.popleft()
+            error, until_s = self._refused.get(pending.models, (None, 0.0))
+            if error and time.monotonic() < until_s:
+                _fail(pending, from_code(error.code, f"{error.message} (its models did so a moment ago)"))
+            else:
+                self._waiting.append(pending)
+
+    def _refuse(self, pending: Pending, error: JobError) -> None:
+        """Remember models that end engines as they are loaded: each such request costs two of them.
+
+        Approved ones are tried each time: that is for the machine's own troubles, which pass.
+        """
+        if self._trust is Trust.OTHER:
+            self._refused.pop(pending.models, None)
+            self._refused[pending.models] = error, time.monotonic() + _REFUSED_S
+            if len(self._refused) > _MOST_REFUSED:
+                self._refused.popitem(last=False)
 
     def _send(self) -> None:
         """Start an engine if one is needed, and send what may be sent now."""
@@ -320,6 +346,8 @@ class EngineKeeper(threading.Thread):
         self._in_flight.clear()
         if self._alone and not gpu_lost:
             alone, self._alone = self._alone, None
+            if alone.stage is Stage.LOAD:
+                self._refuse(alone, fault.error)
             alone.future.set_exception(fault.error)
         elif not was_ready:
             self._alone = None
@@ -349,5 +377,9 @@ class EngineKeeper(threading.Thread):
         self._waiting.clear()
         self._alone = None
         for pending in waiting:
-            if pending.future.running() or pending.future.set_running_or_notify_cancel():
-                pending.future.set_exception(from_code(error.code, error.message))
+            _fail(pending, from_code(error.code, error.message))
+
+
+def _fail(pending: Pending, error: JobError) -> None:
+    if pending.future.running() or pending.future.set_running_or_notify_cancel():
+        pending.future.set_exception(error)

@@ -67,7 +67,7 @@ def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str, 
     if does == "hang before":
         signal.pause()
     say({"stage": "load"})
-    if does == "crash with an export" and exported:
+    if does == "crash as it loads" or (does == "crash with an export" and exported):
         os.kill(os.getpid(), signal.SIGSEGV)
     say({"stage": "infer"})
     if does == "crash":

@@ -51,10 +51,10 @@ class Decoded:
 class EngineQueue:
     """Two queues for each of two stages.
 
-    Of each queue at most `ahead` images are decoded and wait, and of large ones so many that `ahead_bytes` are
+    Of each queue at most `ahead` images are decoded and wait, of large ones so many that `ahead_bytes` are
     reached: memory stays flat, and a batch's images never keep an interactive one from being decoded.
-    `max_batch` above 1 is for a GPU: images whose `group` is equal go together, and the first waits for others
-    at most `window_s` after it was ready, and only while requests of its queue are still on their way.
+    `max_batch` above 1 is for a GPU: images whose `group` is equal go together, and the first waits for
+    others at most `window_s` after it was ready, and only while requests of its queue are on their way.
     """
 
     def __init__(

@@ -235,6 +235,26 @@ def test_an_export_that_crashes_the_engine_as_it_is_loaded_leaves_it_to_torch(
     assert _infer(engines, ask, "crash with an export") == lying_engine.RESULT
 
 
+def test_a_strangers_model_that_crashes_engines_as_it_is_loaded_is_not_loaded_each_time(
+    make: Make, ask: Ask, store: ModelStore, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"other weights")
+    engines = make()
+    with pytest.raises(JobCrashedError, match="SIGSEGV"):
+        _infer(engines, ask, "crash as it loads")
+    replaced = engines.status()[0].replaced
+    with pytest.raises(JobCrashedError, match=r"SIGSEGV(.|\n)*a moment ago"):
+        _infer(engines, ask, "answer")
+    assert engines.status()[0].replaced == replaced
+    assert _infer(engines, dataclasses.replace(ask, model_sha256=store.add(other)), "answer")
+
+    approved = dataclasses.replace(ask, trust=Trust.APPROVED)
+    with pytest.raises(JobCrashedError):
+        _infer(engines, approved, "crash as it loads")
+    assert _infer(engines, approved, "answer") == lying_engine.RESULT
+
+
 def test_an_idle_engine_is_stopped_and_started_when_it_is_asked_again(make: Make, ask: Ask) -> None:
     engines = make(engine_idle_s=0.2)
     _infer(engines, ask, "answer")

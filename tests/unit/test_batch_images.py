@@ -30,7 +30,7 @@ def images(tmp_path: Path, error: JobError) -> BatchImages:
     return BatchImages(attempt, None, asked_at_once=2)  # type: ignore[arg-type]
 
 
-ENTRY = Entry(0, "a", Listed(id="a", url="https://x/a.jpg"))
+ENTRY = Entry(0, 1, Listed(id="a", url="https://x/a.jpg"))
 
 
 def test_a_model_that_is_none_ends_the_batch_at_its_first_image(tmp_path: Path) -> None:
