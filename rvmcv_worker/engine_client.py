@@ -19,7 +19,8 @@ from loguru import logger
 from rvmcv_worker import workspace
 from rvmcv_worker.engine_exports import EngineExports
 from rvmcv_worker.engine_files import EngineFiles
-from rvmcv_worker.engine_keeper import EngineKeeper, InferResult, Pending
+from rvmcv_worker.engine_keeper import EngineKeeper
+from rvmcv_worker.engine_pending import InferResult, Pending
 from rvmcv_worker.engine_process import Machine
 from rvmcv_worker.engine_wire import Backend, Model, Options, Queue, Request, Segmenter, Stage, Trust
 from rvmcv_worker.errors import (

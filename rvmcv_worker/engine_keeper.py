@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import os
 import selectors
 import threading
 import time
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
 
 from loguru import logger
 
 from rvmcv_worker import engine_answer
 from rvmcv_worker.engine_answer import AnswerError, Ready, Said
+from rvmcv_worker.engine_pending import InferResult, Pending, RefusedModels
 from rvmcv_worker.engine_process import EngineFaultError, EngineProcess, Machine
-from rvmcv_worker.engine_wire import Backend, Request, Stage, Trust
+from rvmcv_worker.engine_wire import Stage, Trust
 from rvmcv_worker.errors import (
     InternalError,
     JobError,
@@ -42,57 +39,6 @@ _TICK_S = 1.0
 _CLOSE_S = 5.0
 #: Most frames about one request; an engine that says more is no engine.
 _MOST_FRAMES = 32
-#: For so long a stranger's models whose loading ends engines are refused at once, and so many of them.
-_REFUSED_S, _MOST_REFUSED = 600.0, 64
-
-
-@dataclass(frozen=True)
-class InferResult:
-    """What an engine answered, validated."""
-
-    #: ``image_size``, ``detections``, ``backend``, ``precision``, ``batch``, ``device``, and ``timings`` in
-    #: seconds.
-    result: dict[str, Any]
-    #: The image with boxes, labels and masks drawn, a JPEG; None unless it was asked for.
-    picture: bytes | None = None
-
-
-@dataclass(eq=False)
-class Pending:
-    """A request until it is answered."""
-
-    request: Request
-    image: bytes
-    #: What runs the model fastest on the GPU `measured_on`, or on the CPU (None); None: nothing is known.
-    measured: Backend | None = None
-    measured_on: int | None = None
-    future: Future[InferResult] = field(default_factory=Future)
-    #: What the engine does with it; None while it waits for its turn.
-    stage: Stage | None = None
-    stage_since_s: float = 0.0
-    frames: int = 0
-    #: Nobody waits for the answer any more.
-    abandoned: bool = False
-
-    @property
-    def models(self) -> tuple[str, str | None, Backend | None]:
-        """What has to be loaded for it."""
-        segmenter = self.request.segmenter
-        return self.request.model.sha256, segmenter.sha256 if segmenter else None, self.measured
-
-    def abandon(self) -> None:
-        """Say that nobody waits for the answer any more: it is not repeated after a crash."""
-        self.abandoned = True
-        self.future.cancel()
-
-
-def _request_on(gpu: int | None, pending: Pending) -> Request:
-    """Return the request with the backend for the device that the engine has got."""
-    backend = pending.measured
-    if backend is None or pending.measured_on != gpu:
-        backend = Backend("torch-cpu" if gpu is None else "torch-cuda", "fp32")
-    request = pending.request
-    return dataclasses.replace(request, model=dataclasses.replace(request.model, backend=backend))
 
 
 class EngineKeeper(threading.Thread):
@@ -120,8 +66,8 @@ class EngineKeeper(threading.Thread):
         self._suspects: collections.deque[Pending] = collections.deque()
         self._in_flight: dict[int, Pending] = {}
         self._alone: Pending | None = None
-        #: Models whose loading ended an engine in which nothing else was under way: how, and until when.
-        self._refused: collections.OrderedDict[Any, tuple[JobError, float]] = collections.OrderedDict()
+        #: A stranger's; approved ones are tried each time, for the machine's own troubles pass.
+        self._refused = RefusedModels()
         self._heard_s = 0.0
         self._idle_since_s = 0.0
         self._next_tick_s = 0.0
@@ -200,22 +146,10 @@ class EngineKeeper(threading.Thread):
     def _take_in(self) -> None:
         while self._inbox:
             pending = self._inbox.popleft()
-            error, until_s = self._refused.get(pending.models, (None, 0.0))
-            if error and time.monotonic() < until_s:
-                _fail(pending, from_code(error.code, f"{error.message} (its models did so a moment ago)"))
+            if error := self._refused.error(pending):
+                pending.fail(error)
             else:
                 self._waiting.append(pending)
-
-    def _refuse(self, pending: Pending, error: JobError) -> None:
-        """Remember models that end engines as they are loaded: each such request costs two of them.
-
-        Approved ones are tried each time: that is for the machine's own troubles, which pass.
-        """
-        if self._trust is Trust.OTHER:
-            self._refused.pop(pending.models, None)
-            self._refused[pending.models] = error, time.monotonic() + _REFUSED_S
-            if len(self._refused) > _MOST_REFUSED:
-                self._refused.popitem(last=False)
 
     def _send(self) -> None:
         """Start an engine if one is needed, and send what may be sent now."""
@@ -241,7 +175,7 @@ class EngineKeeper(threading.Thread):
                     self._heard_s = time.monotonic()  # until now there was nothing to be said
                 pending.stage, pending.frames = None, 0
                 self._in_flight[pending.request.id] = pending
-                engine.send(_request_on(engine.gpu, pending), pending.image)
+                engine.send(pending.request_on(engine.gpu), pending.image)
                 return
             future.set_exception(WorkerStoppedError("its job has ended meanwhile"))
         if pending is self._alone:
@@ -346,8 +280,8 @@ class EngineKeeper(threading.Thread):
         self._in_flight.clear()
         if self._alone and not gpu_lost:
             alone, self._alone = self._alone, None
-            if alone.stage is Stage.LOAD:
-                self._refuse(alone, fault.error)
+            if alone.stage is Stage.LOAD and self._trust is Trust.OTHER:
+                self._refused.add(alone, fault.error)
             alone.future.set_exception(fault.error)
         elif not was_ready:
             self._alone = None
@@ -377,9 +311,4 @@ class EngineKeeper(threading.Thread):
         self._waiting.clear()
         self._alone = None
         for pending in waiting:
-            _fail(pending, from_code(error.code, error.message))
-
-
-def _fail(pending: Pending, error: JobError) -> None:
-    if pending.future.running() or pending.future.set_running_or_notify_cancel():
-        pending.future.set_exception(error)
+            pending.fail(from_code(error.code, error.message))
