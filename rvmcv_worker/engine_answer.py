@@ -149,12 +149,19 @@ def read_result(payload: bytes, picture_bytes: int, options: Options) -> tuple[d
         mask = found.segmentation
         if mask is not None and not (options.segmentation and isinstance(mask, shape)):
             raise AnswerError(f"a mask that is not {options.mask_format.value}, as was asked for")
+        if isinstance(mask, _Crop) and not _lies_within(mask, width, height):
+            raise AnswerError(f"a mask of {mask.size} at {mask.offset} in an image of {width} by {height}")
         if isinstance(mask, _Rle) and mask.size != (height, width):
             raise AnswerError(f"a mask of {mask.size} in an image of {height} rows and {width} columns")
         x1, y1, x2, y2 = found.bbox
         if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
             raise AnswerError(f"a box {found.bbox} outside of its image of {width} by {height}")
     return result.model_dump(mode="json", by_alias=True, exclude_none=True), picture or None
+
+
+def _lies_within(crop: _Crop, width: int, height: int) -> bool:
+    (left, top), (crop_width, crop_height) = crop.offset, crop.size
+    return left >= 0 and top >= 0 and left + crop_width <= width and top + crop_height <= height
 
 
 def _validated(model: type[_Model], value: dict[str, Any]) -> _Model:

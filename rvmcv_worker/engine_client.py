@@ -114,6 +114,7 @@ class _Engine:
     def __init__(self, trust: Trust, machine: Machine, store: ModelStore, exports: EngineExports) -> None:
         settings = machine.settings
         self._name = f"engine-{trust.value}"
+        self._trust = trust
         self._work_dir = settings.work_dir
         self._place = workspace.own(settings.work_dir, self._name)
         self._store = store
@@ -158,7 +159,7 @@ class _Engine:
 
     def _take_export(self, key: Key, gpu: int | None, taken: contextlib.ExitStack) -> Backend | None:
         """Return what was found to run the model fastest, its files at the engine's hand."""
-        choice = self._exports.find(key, gpu)
+        choice = self._exports.find(key, gpu, self._trust)
         if choice is None:
             return None
         path = None

@@ -8,6 +8,7 @@ restart does not measure again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -18,6 +19,7 @@ from loguru import logger
 
 from rvmcv_worker import model_exports, workspace
 from rvmcv_worker.engine_process import EXPORT_SHARE, Machine
+from rvmcv_worker.engine_wire import Trust
 from rvmcv_worker.errors import JobError, ModelUnavailableError
 from rvmcv_worker.executor import ChildSpec, run_child
 from rvmcv_worker.export_tries import ExportTries
@@ -29,8 +31,8 @@ from rvmcv_worker.workspace import Workspace
 
 #: The child's name, which is also its directory's.
 _CHILD = "export"
-#: Longest time for one model: TensorRT builds for minutes.
-_TIMEOUT_S = 3600.0
+#: Longest time for one model, on a GPU and on a CPU: TensorRT builds for minutes, and others wait meanwhile.
+_GPU_TIMEOUT_S, _CPU_TIMEOUT_S = 3600.0, 1200.0
 #: A stop waits so long for the child's end.
 _CLOSE_S = 5.0
 #: Candidates among which there is nothing to be found out.
@@ -50,7 +52,10 @@ class EngineExports:
         #: By the names of their keys.
         self._known: dict[str, Choice] = {}
         self._tries = ExportTries()
-        self._wanted: queue.SimpleQueue[tuple[Key, int | None] | None] = queue.SimpleQueue()
+        #: Approved models before all others, then by number; None says that nothing more is measured.
+        self._wanted: queue.PriorityQueue[tuple[int, int, tuple[Key, int | None] | None]]
+        self._wanted = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._interrupt = Interrupt()
         self._thread: threading.Thread | None = None
 
@@ -65,7 +70,7 @@ class EngineExports:
             versions=self._versions,
         )
 
-    def find(self, key: Key, gpu: int | None) -> Choice | None:
+    def find(self, key: Key, gpu: int | None, trust: Trust) -> Choice | None:
         """Return what was chosen; None while that is not known, and then it is being found out."""
         if key.candidates == _NOTHING_TO_CHOOSE:
             return None
@@ -74,8 +79,9 @@ class EngineExports:
             if choice := self._known.get(name) or self._exports.find(key):
                 self._known[name] = choice
                 return choice
-            if self._tries.begin(key, time.monotonic()):
-                self._wanted.put((key, gpu))
+            approved = trust is Trust.APPROVED
+            if self._tries.begin(key, time.monotonic(), approved=approved):
+                self._wanted.put((0 if approved else 1, next(self._numbers), (key, gpu)))
                 self._begin()
         return None
 
@@ -97,7 +103,7 @@ class EngineExports:
     def close(self) -> None:
         """Measure nothing more."""
         self._interrupt.request(StopReason.WORKER_STOPPED, "the worker was stopped")
-        self._wanted.put(None)
+        self._wanted.put((-1, next(self._numbers), None))
         if self._thread:
             self._thread.join(_CLOSE_S)
         self._interrupt.close()
@@ -108,7 +114,7 @@ class EngineExports:
             self._thread.start()
 
     def _run(self) -> None:
-        while (wanted := self._wanted.get()) and not self._interrupt.reason:
+        while (wanted := self._wanted.get()[2]) and not self._interrupt.reason:
             key, gpu = wanted
             try:
                 choice = self._measure(key, gpu)
@@ -139,7 +145,7 @@ class EngineExports:
                     "device": "cpu" if gpu is None else "0",
                     "candidates": list(key.candidates),
                 },
-                timeout_s=_TIMEOUT_S,
+                timeout_s=_CPU_TIMEOUT_S if gpu is None else _GPU_TIMEOUT_S,
                 gpus=machine.device_numbers(gpu),
                 gpu_memory_fraction=machine.gpu_memory_fraction(gpu, EXPORT_SHARE),
             )

@@ -12,13 +12,13 @@ from rvmcv_worker.model_exports import Key
 #: Image sizes and devices of one model for which an export is made while a daemon lives; others stay with
 #: torch. Each costs minutes of the whole machine, and a job may ask for any of 64 sizes.
 MAX_OF_A_MODEL = 4
-#: Exports that may wait for their turn; who comes then is not noted, and asks again with the next image.
+#: Exports that may wait for their turn, but for approved models; who comes then asks again by the next image.
 MAX_WAITING = 20
 #: Exports about which it is remembered that they were tried; of the oldest it is forgotten.
 _MAX_REMEMBERED = 1000
 #: Seconds until what failed is tried again: at first, doubled each time, and at most.
 _FIRST_S, _MOST_S = 600.0, 24 * 3600.0
-#: What would only happen again: with this model, or after another hour.
+#: What would only happen again, with this model.
 _FOR_GOOD = (ModelInvalidError, UnsupportedJobError, TimedOutError)
 
 
@@ -37,10 +37,10 @@ class ExportTries:
         self._tries: collections.OrderedDict[str, _Try] = collections.OrderedDict()
         self._waiting: set[str] = set()
 
-    def begin(self, key: Key, now_s: float) -> bool:
+    def begin(self, key: Key, now_s: float, *, approved: bool = False) -> bool:
         """Return whether the export is to be made now; then it counts as under way until `end`."""
         name = key.directory_name
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= MAX_WAITING and not approved:
             return False
         if name in self._tries:
             if now_s < self._tries[name].again_s:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 from rvmcv_worker import engine_process
 from rvmcv_worker.config import Settings
 from rvmcv_worker.engine_client import Ask, Engines
+from rvmcv_worker.engine_exports import EngineExports
 from rvmcv_worker.engine_process import Machine
 from rvmcv_worker.engine_wire import Options, Queue, Trust
 from rvmcv_worker.errors import (
@@ -24,6 +26,7 @@ from rvmcv_worker.errors import (
     ImageInvalidError,
     JobCancelledError,
     JobCrashedError,
+    ModelInvalidError,
     OutOfMemoryError,
     TimedOutError,
     WorkerStoppedError,
@@ -32,7 +35,7 @@ from rvmcv_worker.errors import (
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.jobs import inference
-from rvmcv_worker.model_exports import Choice, ModelExports
+from rvmcv_worker.model_exports import Choice, Key, ModelExports
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.sandbox import PlainProcess
 from rvmcv_worker.spawner import Spawner
@@ -211,6 +214,28 @@ def test_engines_and_export_child_together_take_no_more_than_their_part_of_a_gpu
     export = machine.gpu_memory_fraction(0, engine_process.EXPORT_SHARE)
     assert 24 * (2 * engine + export) == pytest.approx(3.0)
     assert machine.gpu_memory_fraction(None, engine_process.ENGINE_SHARE) == 1.0
+
+
+def test_approved_models_are_measured_before_all_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    exports = make(backend="openvino")._exports
+    measured: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def measure(_self: EngineExports, key: Key, _gpu: int | None) -> Choice:
+        begun.set()
+        assert go_on.wait(_TIMEOUT_S)
+        measured.append(int(key.model_sha256, 16))
+        raise ModelInvalidError("is no checkpoint")
+
+    monkeypatch.setattr(EngineExports, "_measure", measure)
+    for model, trust in enumerate([Trust.OTHER, Trust.OTHER, Trust.OTHER, Trust.APPROVED]):
+        assert exports.find(exports.key(f"{model:064x}", None, None), None, trust) is None
+        assert begun.wait(_TIMEOUT_S)
+    go_on.set()
+    eventually(lambda: len(measured) == 4)
+    assert measured == [0, 3, 1, 2]
+    assert exports.find(exports.key("0" * 64, None, None), None, Trust.OTHER) is None
+    assert exports._wanted.empty()
 
 
 def test_an_export_that_crashes_the_engine_as_it_is_loaded_leaves_it_to_torch(

@@ -60,6 +60,8 @@ def test_only_so_many_wait_and_who_was_sent_away_may_come_again() -> None:
     tries = ExportTries()
     begun = [model for model in range(100) if tries.begin(key(model), NOW_S)]
     assert len(begun) == MAX_WAITING
+    assert tries.begin(key(200), NOW_S, approved=True)
+    tries.end(key(200))
     tries.end(key(0))
     assert tries.begin(key(99), NOW_S)
 
