@@ -80,6 +80,13 @@ class Machine:
         part_bytes = self.settings.limits.engine_gpu_memory_gb * _GB
         return min(1.0, share * part_bytes / self.gpus.identity(gpu).memory_total_bytes)
 
+    def embedding_cache_bytes(self, gpu: int | None) -> int:
+        """Return how much encoded images an engine may keep: on a GPU a quarter of its part at most."""
+        settings = self.settings
+        wanted = settings.inference.embedding_cache_mb * 1024**2
+        engine_bytes = ENGINE_SHARE * settings.limits.engine_gpu_memory_gb * _GB
+        return int(wanted if gpu is None else min(wanted, engine_bytes / 4))
+
     @property
     def memory_limit_bytes(self) -> int:
         """What an engine may hold at most; from half of it on it drops models by itself."""
@@ -145,7 +152,7 @@ class EngineProcess:
             "batch_window_ms": inference.batch_window_ms,
             "max_batch": inference.max_batch,
             "memory_bytes": int(inference.engine_memory_gb * _GB),
-            "embedding_cache_bytes": int(inference.embedding_cache_mb * 1024**2),
+            "embedding_cache_bytes": self._machine.embedding_cache_bytes(self.gpu),
         }
 
     def watch(self, selector: selectors.BaseSelector, on_frames: Callable[[], None]) -> None:

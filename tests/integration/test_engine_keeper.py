@@ -214,6 +214,8 @@ def test_engines_and_export_child_together_take_no_more_than_their_part_of_a_gpu
     export = machine.gpu_memory_fraction(0, engine_process.EXPORT_SHARE)
     assert 24 * (2 * engine + export) == pytest.approx(3.0)
     assert machine.gpu_memory_fraction(None, engine_process.ENGINE_SHARE) == 1.0
+    assert machine.embedding_cache_bytes(0) == int(1.2 * 1024**3 / 4)
+    assert machine.embedding_cache_bytes(None) == 512 * 1024**2
 
 
 def test_approved_models_are_measured_before_all_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
