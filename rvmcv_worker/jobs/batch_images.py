@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rvmcv_worker.answers import TokenRejectedError
 from rvmcv_worker.engine_client import Ask, InferResult
-from rvmcv_worker.errors import ImageUnavailableError, InvalidJobError, JobError
+from rvmcv_worker.errors import ImageUnavailableError, InvalidJobError, JobError, ModelInvalidError
 from rvmcv_worker.http_session import ended_by
 from rvmcv_worker.manifest import Entry, Listed
 from rvmcv_worker.transfer import RefusedError
@@ -58,6 +58,8 @@ class BatchImages:
         self._max_bytes = int(inference.max_image_mb * _MB)
         self._fetching = threading.BoundedSemaphore(inference.download_threads)
         self._asking = threading.BoundedSemaphore(asked_at_once)
+        #: Set when the model has answered: where it fails at an image later, the others need not end with it.
+        self._model_answers = threading.Event()
         #: How many threads keep both busy.
         self.threads = inference.download_threads + asked_at_once
 
@@ -69,7 +71,9 @@ class BatchImages:
             return self._through(entry, entry.listed)
         except JobError as error:
             self._attempt.interrupt.check()
-            if error.code in _OF_THE_JOB:
+            if error.code in _OF_THE_JOB and not (
+                isinstance(error, ModelInvalidError) and self._model_answers.is_set()
+            ):
                 raise
             return Outcome(entry, error=error, suspicious=not _is_of_the_image(error))
 
@@ -94,6 +98,7 @@ class BatchImages:
             image = path.read_bytes()
             path.unlink()
             result = attempt.services.engines.infer(self._ask, image, interrupt=attempt.interrupt)
+        self._model_answers.set()
         if result.picture is None:
             return Outcome(entry, result)
         drawn = attempt.workspace.out_dir / f"annotated-{entry.index:07d}.jpg"
