@@ -102,10 +102,10 @@ def _serve(stream: socket.socket, request_id: int, does: str, mask_format: str, 
         say({"ok": True}, b"[" * 100_000)
     elif does == "large masks":
         small = {"size": [2, 4], "counts": "08"}
-        say({"ok": True}, _masked(small if mask_format == "rle" else "A" * 400_000))
+        say({"ok": True}, _masked(small if mask_format == "rle" else "A" * 600_000))
     elif does == "large masks always":
-        large = {"size": [2, 4], "counts": "0" * 400_000}
-        say({"ok": True}, _masked(large if mask_format == "rle" else "A" * 400_000))
+        large = {"size": [2, 4], "counts": "0" * 600_000}
+        say({"ok": True}, _masked(large if mask_format == "rle" else "A" * 600_000))
     elif does == "picture unasked":
         say({"ok": True, "picture_bytes": 2}, json.dumps(RESULT).encode() + b"\xff\xd8")
     else:
