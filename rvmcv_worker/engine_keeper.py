@@ -293,10 +293,12 @@ class EngineKeeper(threading.Thread):
             self._suspects.extend(under_way)
 
     def _end(self) -> None:
-        engine, self._engine = self._engine, None
-        self._is_ready = False
-        if engine:
-            engine.end()
+        try:
+            if self._engine:
+                self._engine.end()
+        finally:  # only now: who reads the status takes "stopped" for no process left
+            self._engine = None
+            self._is_ready = False
 
     def _fail_all_unfit(self, what: str) -> None:
         """Hand back whatever waits: until it is ready an engine has seen nothing of any job."""
