@@ -43,7 +43,8 @@ IMG_SIZE, SMALL_PX = 640, 160
 #: How long the worker may measure backends before the batches are timed, in seconds.
 EXPORT_S = 400.0
 _SHARED = Path(os.environ.get("RVMCV_SHARED", Path(__file__).parents[2] / "shared"))
-#: Plain Ultralytics, as a practitioner would call it, warm; prints seconds.
+#: Plain Ultralytics, as a practitioner would call it, warm; prints seconds. Given the list's file and not a
+#: list: that it would take for one batch, a gigabyte for every hundred images.
 PLAIN = """
 import sys, time
 from pathlib import Path
@@ -53,7 +54,7 @@ model = YOLO(sys.argv[1])
 options = {"imgsz": int(sys.argv[3]), "verbose": False, "device": "cpu"}
 model.predict(files[0], **options)
 start_s = time.monotonic()
-for result in model.predict(files, stream=True, batch=1, **options):
+for result in model.predict(sys.argv[2], stream=True, batch=1, **options):
     boxes = result.boxes.xyxy.tolist(), result.boxes.conf.tolist(), result.boxes.cls.tolist()
 print(time.monotonic() - start_s)
 """

@@ -137,7 +137,10 @@ class OnnxRuntimeSession:
 
     def __init__(self, export: Path) -> None:
         onnxruntime = _import("onnxruntime")
-        self._session = onnxruntime.InferenceSession(export, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        # Its threads would spin on for a while after each image, and take the cores from who tells its result.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(export, options, providers=["CPUExecutionProvider"])
 
     def run(self, images: Sequence[Letterboxed]) -> Raw:
         """Run images of one shape."""
