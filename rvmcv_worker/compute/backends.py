@@ -138,7 +138,7 @@ class OnnxRuntimeSession:
     def __init__(self, export: Path) -> None:
         onnxruntime = _import("onnxruntime")
         options = onnxruntime.SessionOptions()
-        # Its threads would spin on for a while after each image, and take the cores from who tells its result.
+        # Else its threads spin on for a while after each image, and take the cores from who tells its result.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(export, options, providers=["CPUExecutionProvider"])
 
