@@ -1,16 +1,19 @@
 """A server that costs little: gives one file, keeps what it gets and hashes it with MD5, as S3 does.
 
 It stands in for MinIO before `curl` and the worker alike; behind `moto`'s server both would be equally
-slow. It speaks as much of S3 and of RVM-Server as an upload needs. Run as a process of its own, it prints
-its port.
+slow. It speaks as much of S3 and of RVM-Server as an upload needs. `serving` runs it as a process of its own,
+which prints its port.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -59,6 +62,18 @@ class _Peer(BaseHTTPRequestHandler):
 
     def log_message(self, *_args: object) -> None:
         """Say nothing."""
+
+
+@contextlib.contextmanager
+def serving(file: Path) -> Iterator[str]:
+    """Serve `file` from a process of its own, at the URL that is yielded."""
+    command = [sys.executable, "-m", "benchmarks.file_peer", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import file_peer
 from benchmarks.stage import stage
 from rvmcv_worker.demo.drawing import encode
 from rvmcv_worker.demo.scene import draw_scene
@@ -85,7 +84,7 @@ class Inferring:
 @contextlib.contextmanager
 def inferring(model: Path, files: Sequence[Path], backend: str) -> Iterator[Inferring]:
     """Start all of it with one `[inference] backend`, and return when its engine is warm."""
-    with _cheap_server(files[0]) as cheap_url:
+    with file_peer.serving(files[0]) as cheap_url:
         host = cheap_url.removeprefix("http://")
         extra: dict[str, dict[str, object]] = {
             "inference": {"backend": backend},
@@ -136,14 +135,3 @@ def _warm_up(asked: Inferring, backend: str) -> None:
         pause.wait(2)  # what is measured meanwhile wants the machine for itself
     for url in asked.urls:
         asked.infer(url)
-
-
-@contextlib.contextmanager
-def _cheap_server(file: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "benchmarks.file_peer", str(file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()

@@ -11,12 +11,12 @@ import hashlib
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import file_peer
 from benchmarks.figures import Figure
 from rvmcv_worker.config import ServerSettings, Settings, StorageSettings, WorkerSettings, load_credentials
 from rvmcv_worker.controller import Controller
@@ -36,7 +36,7 @@ def measure() -> list[Figure]:
         file, arrived = directory / "file", directory / "arrived"
         file.write_bytes(random.Random(7).randbytes(SIZE_MB * 1_000_000))
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        with _peer(file) as url, contextlib.closing(Interrupt()) as interrupt:
+        with file_peer.serving(file) as url, contextlib.closing(Interrupt()) as interrupt:
             keys, slots = _storage(directory, url, with_keys=True), _storage(directory, url, with_keys=False)
 
             def fetch() -> None:
@@ -97,17 +97,6 @@ def _seconds(call: Callable[[], None]) -> float:
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-@contextlib.contextmanager
-def _peer(file: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "benchmarks.file_peer", str(file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
 
 
 def _storage(directory: Path, url: str, *, with_keys: bool) -> Storage:
