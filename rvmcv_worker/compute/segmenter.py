@@ -10,17 +10,13 @@ import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from torch.nn import functional
-from torchvision.transforms import functional as vision
 
-from rvmcv_worker.compute import file_hash
+from rvmcv_worker.compute import file_hash, sam2_square
 from rvmcv_worker.compute.embedding_cache import Embedding, EmbeddingCache
 from rvmcv_worker.compute.sam2_checkpoint import IMAGE_PX, open_sam2
 
 #: Boxes decoded at once. What a box needs fills a CPU's cache: 2 take 27 ms a box, 8 take 45, 16 take 63.
 _CHUNK = {"cpu": 2, "cuda": 16}
-
-#: Mean and deviation of ImageNet's RGB, as SAM2 was trained with.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_segmenter(
@@ -85,12 +81,9 @@ class Segmenter:
     @torch.inference_mode()
     def _encode(self, image: NDArray[np.uint8]) -> Embedding:
         """Return what `SAM2ImagePredictor.set_image` computes, bit for bit."""
-        edge_px = self._model.image_size
-        rgb = torch.from_numpy(image).flip(-1).permute(2, 0, 1).contiguous().float().div(255)
-        square = vision.resize(rgb.to(self._device), [edge_px, edge_px], antialias=True)
-        normal = vision.normalize(square, _MEAN, _DEVIATION)
+        square = sam2_square.square(image, self._model.image_size, self._device)
         with self._autocast():
-            fine, middle, coarse = self._model.forward_image(normal[None])["backbone_fpn"]
+            fine, middle, coarse = self._model.forward_image(square[None])["backbone_fpn"]
         return Embedding(coarse + self._model.no_mem_embed.reshape(1, -1, 1, 1), (fine, middle))
 
     @torch.inference_mode()
