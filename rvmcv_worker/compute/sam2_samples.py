@@ -143,7 +143,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of the optimizer learns from: n images with m of their objects, on the network's device."""
+    """What one step of the optimizer learns from: n images and m of their objects, on a network's device."""
 
     #: The network's frozen output, each (n, …).
     frozen: tuple[torch.Tensor, ...]
