@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from rvmcv_worker.compute.sam2_embeddings import EmbeddingsFile, Key, Loaded
+from rvmcv_worker.compute.sam2_embeddings import Embeddings, Key, Loaded
 from rvmcv_worker.compute.sam2_samples import UPRIGHT, Batch, Flip, Samples
 from rvmcv_worker.sam2_options import Sam2Options
 
@@ -35,7 +35,7 @@ class _Part:
 
 
 def batches(
-    samples: Samples, embeddings: EmbeddingsFile, options: Sam2Options, epoch: int
+    samples: Samples, embeddings: Embeddings, options: Sam2Options, epoch: int
 ) -> Generator[Batch, None, None]:
     """Yield an epoch's batches, `options.batch` images each, the last of them maybe with fewer.
 
@@ -62,7 +62,7 @@ def wanted_in_training(samples: Samples, options: Sam2Options, epochs: Iterable[
 
 
 def _in_turn(
-    samples: Samples, embeddings: EmbeddingsFile, options: Sam2Options, epoch: int
+    samples: Samples, embeddings: Embeddings, options: Sam2Options, epoch: int
 ) -> Generator[_Part, None, None]:
     """Yield the parts of batches; beside a GPU the next one is made meanwhile, on a thread."""
     order = _generator(options, epoch, _ORDER).permutation(len(samples)).tolist()
@@ -89,7 +89,7 @@ def _in_turn(
 
 
 def _make(
-    samples: Samples, embeddings: EmbeddingsFile, options: Sam2Options, epoch: int, keys: list[Key]
+    samples: Samples, embeddings: Embeddings, options: Sam2Options, epoch: int, keys: list[Key]
 ) -> _Part:
     masks, counts = [], []
     for index, flip in keys:

@@ -46,7 +46,7 @@ class Loaded:
     squares: dict[int, Tensor]
 
 
-class EmbeddingsFile:
+class Embeddings:
     """The frozen output of a split's images, each by its key; kept in a file, in memory, or not at all.
 
     One thread may `load` while another uses the network. A context manager: what is kept ends with it.
@@ -91,7 +91,7 @@ class EmbeddingsFile:
         self._store: EntryStore | None = None
         self._no_room = False
 
-    def __enter__(self) -> EmbeddingsFile:
+    def __enter__(self) -> Embeddings:
         return self
 
     def __exit__(self, *_: object) -> None:
