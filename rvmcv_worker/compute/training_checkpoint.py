@@ -8,38 +8,30 @@ All of it is without paths of the machine that it was made on.
 from __future__ import annotations
 
 import shutil
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rvmcv_worker.compute import checkpoint, checkpoint_file
 from rvmcv_worker.compute.checkpoint_file import CheckpointError, Run, State
+from rvmcv_worker.compute.checkpoint_keeper import CheckpointKeeper
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.compute.training_progress import TrainingProgress
 
 _FILES = frozenset({"last.pt", "best.pt", "results.csv"})
-#: Most of a training's time that may go into its checkpoints.
-_SHARE = 0.03
 #: Settings that Ultralytics finds out at the start of a training (`optimizer=auto`) and needs again.
 _FOUND_OUT = ("optimizer", "lr0", "warmup_bias_lr")
 
 
-class TrainingCheckpoints:
-    """Writes a checkpoint after an epoch: after the first, the last, and as many as cost little time."""
+class TrainingCheckpoints(CheckpointKeeper):
+    """Keeps what Ultralytics saves after an epoch."""
 
     def __init__(
         self, child: Child, output: Path, progress: TrainingProgress, earlier: State, *, attempt: int
     ) -> None:
-        self.state = earlier
-        self._child = child
+        super().__init__(child, progress, earlier)
         self._output = output
-        self._progress = progress
-        self._earlier = earlier
         self._attempt = attempt
-        self._written = True
-        self._next_s = time.monotonic()
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         """Note an epoch that Ultralytics has saved and progress has told, and keep it when it is time to."""
@@ -52,33 +44,8 @@ class TrainingCheckpoints:
             batch_size=trainer.batch_size,
             img_size=trainer.args.imgsz,
         )
-        ended_by = self._progress.ended_by(epochs) if trainer.stop else None
-        self.state = self._earlier.after(
-            run, self._progress.history, trained_s=self._progress.elapsed_s, ended_by=ended_by
-        )
-        self._written = False
-        # At the end `last.pt` loses what it takes to go on.
-        if trainer.stop or time.monotonic() >= self._next_s:
-            self.keep_newest()
-
-    def keep_newest(self) -> None:
-        """Write what was saved since the last checkpoint; a training does not end over one that fails."""
-        if self._written:
-            return
-        start_s = time.monotonic()
-        parts = self._child.directory / "checkpoint-parts"
-        try:
-            shutil.rmtree(parts, ignore_errors=True)
-            parts.mkdir()
-            checkpoint_file.write(self._child.directory, self.state, self._gather(parts))
-        except Exception:  # noqa: BLE001  the training is worth more than its checkpoint
-            traceback.print_exc()
-        else:
-            self._written = True
-            self._child.report(checkpoint={"epoch": self.state.epochs})
-        shutil.rmtree(parts, ignore_errors=True)
-        now_s = time.monotonic()
-        self._next_s = now_s + (now_s - start_s) / _SHARE
+        # At the end `last.pt` loses what it takes to go on: it is kept before that.
+        self._note(run, ended_by=self._progress.ended_by(epochs) if trainer.stop else None)
 
     def _gather(self, parts: Path) -> dict[str, Path]:
         weights = self._output / "weights"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-from rvmcv_worker.compute.checkpoint_file import HISTORY_EPOCHS, State
+from rvmcv_worker.compute.checkpoint_file import State
 from rvmcv_worker.compute.child import Child
+from rvmcv_worker.compute.epoch_progress import EpochProgress
 from rvmcv_worker.compute.training_figures import box_and_mask
 
-#: Least time between two messages that tell no finished epoch.
-LIGHT_INTERVAL_S = 1.0
 
-
-class TrainingProgress:
+class TrainingProgress(EpochProgress):
     """What a training has reached; it reports, ends it on request, and stops it at its time limit.
 
     Raising from a callback ends a training at once: `Child.check_stop` is asked after every batch, of the
@@ -25,41 +21,12 @@ class TrainingProgress:
     """
 
     def __init__(self, child: Child, epochs: int, time_limit_h: float | None, earlier: State) -> None:
-        self.epochs = epochs
-        self.epochs_done = earlier.epochs
+        super().__init__(child, epochs, time_limit_h, earlier)
         self.started = False
         #: As it is now: Ultralytics halves it by itself when the first epoch does not fit into the GPU.
         self.batch_size: int | None = None
-        #: What was told of this child's last epochs.
-        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY_EPOCHS)
-        self._earlier = earlier
-        self._hit_time_limit = False
-        self._child = child
-        self._limit_s = None if time_limit_h is None else time_limit_h * 3600 - earlier.trained_s
-        self._fraction = self._start_fraction = min(earlier.epochs / epochs, 1.0)
         self._batch = 0
         self._epoch_is_open = False
-        self._started_s = self._reported_s = time.monotonic()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since this child began to train."""
-        return time.monotonic() - self._started_s
-
-    def ended_by(self, epochs_done: int) -> str:
-        """Why a training that ended after so many did: ``time_limit``, ``epochs`` or ``patience``."""
-        if self._earlier.ended_by:
-            return self._earlier.ended_by
-        if self._hit_time_limit:
-            return "time_limit"
-        return "epochs" if epochs_done >= self.epochs else "patience"
-
-    def begin(self) -> None:
-        """Say where the training begins."""
-        done = self.epochs_done
-        self._report(epoch=done, message=f"going on after epoch {done}" if done else "reading the labels")
-        for entries in self._earlier.history_again():
-            self._report(history=entries)
 
     def attach(self, yolo: Any) -> None:
         """Listen to what `yolo` does from now on, trainings and validations.
@@ -89,7 +56,7 @@ class TrainingProgress:
     def on_train_start(self, _trainer: Any) -> None:
         """Start the clock: reading the labels does not count."""
         self.started = True
-        self._started_s = time.monotonic()
+        self._start_clock()
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Count batches anew; fires again for an epoch that is repeated (out of memory, NaN)."""
@@ -102,13 +69,11 @@ class TrainingProgress:
         """Stop if asked to; say how far it is, at most once a second."""
         self._child.check_stop()
         self._batch += 1
-        elapsed_s = self.elapsed_s
         is_last = trainer.epoch + 1 >= self.epochs and self._batch >= len(trainer.train_loader)
-        if self._limit_s is not None and elapsed_s >= self._limit_s and not is_last:
-            self._hit_time_limit = True
+        if self._is_over_time(last=is_last):
             # Several ranks hear of it at the end of the epoch: one that stopped alone would be waited for.
             trainer.stop = self._child.rank is None
-        if time.monotonic() - self._reported_s >= LIGHT_INTERVAL_S:
+        if self._is_light_due():
             self._advance((trainer.epoch + self._batch / len(trainer.train_loader)) / self.epochs)
             self._report(epoch=min(trainer.epoch + 1, self.epochs), eta_s=self._eta_s())
 
@@ -138,9 +103,7 @@ class TrainingProgress:
             "epoch_s": round(trainer.epoch_time, 3),
             "eta_s": 0.0 if trainer.stop else self._eta_s(),
         }
-        self.history.append(entry)
-        told = {key: entry[key] for key in ("epoch", "losses", "metrics", "eta_s")}
-        self._report(batch_size=trainer.batch_size, history=[entry], **told)
+        self._finish_epoch(entry, batch_size=trainer.batch_size)
 
     def on_val_start(self, validator: Any) -> None:
         """Say when the measuring after the training begins; those within it belong to their epoch."""
@@ -153,26 +116,6 @@ class TrainingProgress:
             self._report(phase="evaluate", epoch=self.epochs_done, message=message)
 
     on_val_batch_end = _check_stop
-
-    def _advance(self, fraction: float) -> None:
-        self._fraction = min(max(self._fraction, fraction), 1.0)
-
-    def _eta_s(self) -> float | None:
-        """Seconds until the last epoch is done or the time limit passed; None before anything is known."""
-        done = self._fraction - self._start_fraction
-        if not done:
-            return None
-        elapsed_s = self.elapsed_s
-        eta_s = elapsed_s / done * (1 - self._fraction)
-        if self._limit_s is not None:
-            eta_s = min(eta_s, max(self._limit_s - elapsed_s, 0.0))
-        return round(eta_s, 1)
-
-    def _report(self, **progress: Any) -> None:
-        self._reported_s = time.monotonic()
-        self._child.report(
-            **{"phase": "train", "fraction": round(self._fraction, 4), "epochs": self.epochs, **progress}
-        )
 
 
 def _group(values: dict[str, float], prefix: str) -> dict[str, float]:

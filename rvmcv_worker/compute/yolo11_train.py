@@ -83,7 +83,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     if not child.rank:
         yolo.add_callback("on_fit_epoch_end", kept.on_fit_epoch_end)  # after that of progress
     if child.rank is None:
-        progress.begin()
+        progress.begin("reading the labels")
 
     # The training, unless an earlier child came to its end; then what it is worth.
     try:
