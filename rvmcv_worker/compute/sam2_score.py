@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
+
+from rvmcv_worker.errors import DatasetInvalidError
 
 #: The least gain in mIoU that counts: one in the last digit that the verdict tells. Less may be rounding:
 #: of features kept in fp16, of decoding in bf16, of other numbers of objects at once.
 LEAST_GAIN = 0.001
 
 
-class Measured(NamedTuple):
-    """One object."""
+class Fit(NamedTuple):
+    """How well the masks of one object fit."""
 
-    image: int
-    class_id: int
     #: With the ground truth's tight box.
     iou: float
     #: With one click; None where nothing was clicked.
@@ -42,15 +41,30 @@ class Score:
     per_class: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, objects: Iterable[Measured], names: list[str], left_out: int) -> Score:
-        """Return the means of at least one object."""
-        by_class: dict[int, list[Measured]] = defaultdict(list)
-        for each in objects:
-            by_class[each.class_id].append(each)
-        everything = [each for some in by_class.values() for each in some]
+    def of(
+        cls, fits: list[list[Fit | None]], classes: list[list[int]], names: list[str], left_out: int
+    ) -> Score:
+        """Return the means of each image's objects, whose classes are in `classes`.
+
+        Those without a fit (None) add to the `left_out`. Raises `DatasetInvalidError` where none has one.
+        """
+        images: dict[int, set[int]] = defaultdict(set)
+        by_class: dict[int, list[Fit]] = defaultdict(list)
+        for image, (its_fits, its_classes) in enumerate(zip(fits, classes, strict=True)):
+            for fit, class_id in zip(its_fits, its_classes, strict=True):
+                if fit is None:
+                    left_out += 1
+                else:
+                    images[class_id].add(image)
+                    by_class[class_id].append(fit)
+        everything = [fit for some in by_class.values() for fit in some]
+        if not everything:
+            raise DatasetInvalidError(
+                "no object of the val split is large enough to be measured; label larger ones"
+            )
         per_class = {
             name: {
-                "images": len({each.image for each in by_class[class_id]}),
+                "images": len(images[class_id]),
                 "instances": len(by_class[class_id]),
                 **_means(by_class[class_id]),
             }
@@ -107,12 +121,12 @@ def _click(best: Score, base: Score) -> str:
     return f", with one click {best.miou_click:.3f} (base {base.miou_click:.3f})"
 
 
-def _means(objects: list[Measured]) -> dict[str, Any]:
-    if not objects:
+def _means(fits: list[Fit]) -> dict[str, Any]:
+    if not fits:
         return {"miou": None, "miou_click": None, "boundary_f": None}
-    clicked = [each.iou_click for each in objects if each.iou_click is not None]
+    clicked = [fit.iou_click for fit in fits if fit.iou_click is not None]
     return {
-        "miou": fmean(each.iou for each in objects),
+        "miou": fmean(fit.iou for fit in fits),
         "miou_click": fmean(clicked) if clicked else None,
-        "boundary_f": fmean(each.boundary_f for each in objects),
+        "boundary_f": fmean(fit.boundary_f for fit in fits),
     }

@@ -67,7 +67,7 @@ class Segmenter:
         corners = corners / torch.tensor((width, height), device=self._device) * self._model.image_size
         for few in corners.split(_CHUNK[self._device.type]):
             for logits in self._decode(embedding, few):
-                yield self._at_full_size(logits, (height, width))
+                yield at_full_size(logits, (height, width))
 
     def _embedding(self, image: NDArray[np.uint8], image_key: str) -> Embedding:
         key = (self._sha256, image_key)
@@ -105,14 +105,16 @@ class Segmenter:
         masks: torch.Tensor = logits[:, 0].float()
         return masks
 
-    @torch.inference_mode()
-    def _at_full_size(self, logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
-        full = functional.interpolate(logits[None, None], size, mode="bilinear", align_corners=False)
-        mask: NDArray[np.bool_] = (full[0, 0] > 0).cpu().numpy()
-        return mask
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@torch.inference_mode()
+def at_full_size(logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask that the decoder's logits, (height, width), mean for an image of `size`."""
+    full = functional.interpolate(logits[None, None], size, mode="bilinear", align_corners=False)
+    mask: NDArray[np.bool_] = (full[0, 0] > 0).cpu().numpy()
+    return mask
 
 
 def _has_bf16(device: torch.device) -> bool:

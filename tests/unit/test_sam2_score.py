@@ -4,27 +4,27 @@ import json
 
 import pytest
 
-from rvmcv_worker.compute.sam2_score import Measured, Score, improved, report, verdict
+from rvmcv_worker.compute.sam2_score import Fit, Score, improved, report, verdict
+from rvmcv_worker.errors import DatasetInvalidError
 
 NAMES = ["bottle", "can", "crate"]
 
 
 def score(miou: float, click: float | None = 0.5, boundary_f: float = 0.4) -> Score:
-    return Score.of([Measured(0, 0, miou, click, boundary_f)], NAMES, left_out=0)
+    return Score.of([[Fit(miou, click, boundary_f)]], [[0]], NAMES, left_out=0)
 
 
 def test_means_are_over_objects_and_by_class() -> None:
-    objects = [
-        Measured(0, 0, 1.0, 0.5, 0.25),
-        Measured(0, 0, 0.5, 0.25, 0.0),
-        Measured(0, 2, 0.0, 0.0, 0.5),
-        Measured(7, 0, 0.5, 0.25, 0.25),
+    fits = [
+        [Fit(1.0, 0.5, 0.25), Fit(0.5, 0.25, 0.0), Fit(0.0, 0.0, 0.5)],
+        [None],
+        [None, Fit(0.5, 0.25, 0.25)],
     ]
 
-    measured = Score.of(objects, NAMES, left_out=3)
+    measured = Score.of(fits, [[0, 0, 2], [1], [0, 0]], NAMES, left_out=3)
 
     assert (measured.miou, measured.miou_click, measured.boundary_f) == (0.5, 0.25, 0.25)
-    assert (measured.instances, measured.left_out) == (4, 3)
+    assert (measured.instances, measured.left_out) == (4, 5)
     assert measured.per_class == {
         "bottle": {
             "images": 2,
@@ -36,6 +36,11 @@ def test_means_are_over_objects_and_by_class() -> None:
         "can": {"images": 0, "instances": 0, "miou": None, "miou_click": None, "boundary_f": None},
         "crate": {"images": 1, "instances": 1, "miou": 0.0, "miou_click": 0.0, "boundary_f": 0.5},
     }
+
+
+def test_where_nothing_can_be_measured_it_is_the_data_sets_fault() -> None:
+    with pytest.raises(DatasetInvalidError, match="large enough"):
+        Score.of([[None]], [[0]], NAMES, left_out=0)
 
 
 def test_the_flat_form_has_what_was_measured() -> None:
