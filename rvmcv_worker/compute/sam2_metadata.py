@@ -1,0 +1,81 @@
+"""What a fine-tuned SAM2 model says of itself beside its weights: plain values, nothing about the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from rvmcv_worker.compute.printable import printable
+from rvmcv_worker.errors import ModelInvalidError
+from rvmcv_worker.sam2_options import Trained
+
+#: Largest metadata as JSON; 1000 classes, each with its metrics, have a tenth of it.
+MAX_BYTES = 1024 * 1024
+
+ImagePx = Annotated[int, Field(ge=64, le=1024, multiple_of=32)]
+_Name = Annotated[str, Field(max_length=200)]
+
+
+class Sam2Metadata(BaseModel):
+    """The entries of a ``best.pt`` but for ``model``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    #: The architecture, one of `sam2_options.ARCHITECTURES`.
+    config: _Name
+    #: Name or version of the model that the training began with, and its file's sha256; none from scratch.
+    base_model: _Name
+    base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    #: Edge that images are stretched to, in pixels: masks are best at the one that was trained with.
+    image_px: ImagePx
+    trained: Trained
+    classes: list[_Name]
+    metrics: dict[str, JsonValue]
+    versions: dict[_Name, _Name | None]
+    #: Whether a box's mask may be another of the decoder's four where the first is not stable.
+    multimask_fallback: bool
+    #: Epochs that were trained for these weights.
+    epochs: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Sam2Metadata:
+        if (size_bytes := len(self.model_dump_json())) > MAX_BYTES:
+            raise ValueError(f"{size_bytes} bytes as JSON, more than {MAX_BYTES}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as dicts, lists, text and numbers, of which equal ones make equal pickles."""
+        return dict(json.loads(self.model_dump_json()))
+
+
+def parse(found: Mapping[str, Any], name: str) -> Sam2Metadata:
+    """Return what the file `name` holds beside its weights; raise `ModelInvalidError` unless it is ours."""
+    try:
+        return Sam2Metadata.model_validate(dict(found))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = printable(".".join(str(part) for part in first["loc"])) or "its metadata"
+        raise ModelInvalidError(
+            f"{name} is not as a SAM2 training of ours writes it: {where}: {printable(first['msg'])}"
+        ) from None
+
+
+def served(found: Mapping[str, Any], name: str) -> tuple[int, bool]:
+    """Return `image_px` and `multimask_fallback` as the file `name` wants them; Meta's where it does not say.
+
+    The file may be a stranger's. Raises `ModelInvalidError`.
+    """
+    image_px = found.get("image_px", 1024)
+    if type(image_px) is not int or image_px % 32 or not 64 <= image_px <= 1024:
+        raise ModelInvalidError(
+            f"{name} says image_px {printable(repr(image_px))}; a multiple of 32 from 64 to 1024 is possible"
+        )
+    fallback = found.get("multimask_fallback", True)
+    if type(fallback) is not bool:
+        raise ModelInvalidError(
+            f"{name} says multimask_fallback {printable(repr(fallback))}; true or false is possible"
+        )
+    return image_px, fallback
