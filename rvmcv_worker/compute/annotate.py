@@ -25,14 +25,14 @@ _MAX_NAME_CHARS = 40
 #: Only the best have labels: more of them hide the picture, and moved apart they land far from their boxes.
 _MAX_LABELS = 30
 
-_COLORS = supervision.ColorPalette.DEFAULT
+COLORS = supervision.ColorPalette.DEFAULT
 #: Black or white for each of the colors, whichever is easier to read on it.
-_TEXT_COLORS = supervision.ColorPalette(
+TEXT_COLORS = supervision.ColorPalette(
     [
         supervision.Color.BLACK
         if 0.299 * color.r + 0.587 * color.g + 0.114 * color.b > 128
         else supervision.Color.WHITE
-        for color in _COLORS.colors
+        for color in COLORS.colors
     ]
 )
 _MASKS = supervision.MaskAnnotator(opacity=_MASK_OPACITY)
@@ -52,9 +52,9 @@ def draw(
     taken one by one.
     """
     scale = _scale(*image.shape[:2])
-    picture = _resized(image, scale)
+    picture = resized(image, scale)
     for class_id, mask in zip(classes, masks or ()):  # noqa: B905 - there may be none
-        _draw_mask(picture, int(class_id), mask)
+        draw_mask(picture, int(class_id), mask)
 
     # Drawn in this order, so that weak ones do not hide good ones.
     order = np.argsort(scores, kind="stable")
@@ -63,8 +63,8 @@ def draw(
     font_px = max(14, round(max(height, width) / 64))
     box_drawer = supervision.BoxAnnotator(thickness=max(2, font_px // 7))
     label_drawer = supervision.RichLabelAnnotator(
-        color=_COLORS,
-        text_color=_TEXT_COLORS,
+        color=COLORS,
+        text_color=TEXT_COLORS,
         font_path=str(any_font()),
         font_size=font_px,
         text_padding=font_px // 4,
@@ -83,7 +83,7 @@ def _scale(height: int, width: int) -> float:
     return min(max(edge_px, _MIN_EDGE_PX), _MAX_EDGE_PX) / edge_px
 
 
-def _resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     """Return a copy, at least one pixel wide and high."""
     height, width = image.shape[:2]
     size = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -99,7 +99,7 @@ def _detections(
     return supervision.Detections(xyxy=boxes, class_id=classes.astype(int), mask=masks)
 
 
-def _draw_mask(picture: NDArray[np.uint8], class_id: int, mask: NDArray[np.bool_]) -> None:
+def draw_mask(picture: NDArray[np.uint8], class_id: int, mask: NDArray[np.bool_]) -> None:
     """Draw a mask where it is, not on the whole picture."""
     height, width = picture.shape[:2]
     pixels = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
