@@ -16,7 +16,7 @@ from rvmcv_worker.engine_wire import MaskFormat, Queue
 from rvmcv_worker.errors import ImageInvalidError, ImageUnavailableError
 from rvmcv_worker.jobs import inference_config, model_choice
 from rvmcv_worker.jobs.inference_config import InferenceOptions, Url
-from rvmcv_worker.jobs.training_config import ClassName, Fraction
+from rvmcv_worker.jobs.job_config import ClassName, Fraction
 from rvmcv_worker.ledger import ClaimState
 from rvmcv_worker.protocol import MAX_RESULT_BYTES, Sha256, encode
 from rvmcv_worker.state import Lane

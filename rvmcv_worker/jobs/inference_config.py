@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rvmcv_worker.engine_wire import MaskFormat, Options
 from rvmcv_worker.errors import InvalidJobError
-from rvmcv_worker.jobs.training_config import Fraction, ModelName, explain
+from rvmcv_worker.jobs.job_config import Fraction, ModelName, explain, unknown
 from rvmcv_worker.protocol import Sha256
 
 #: SAM2.1 as Meta publishes it, by the names of its configs.
@@ -66,12 +65,7 @@ Config = TypeVar("Config", bound=InferenceOptions)
 def parse(model: type[Config], config: Mapping[str, Any]) -> Config:
     """Validate a job's config; raises `InvalidJobError` that names each wrong key and its range."""
     known = {key: value for key, value in config.items() if key in model.model_fields}
-    wrong = []
-    for key in config:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), model.model_fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            wrong.append(f"config.{str(key)[:64]}: no such option{hint}")
+    wrong = [unknown(str(key), model.model_fields) for key in config if key not in known]
     try:
         parsed = model.model_validate(known)
     except ValidationError as error:

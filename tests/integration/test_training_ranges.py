@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rvmcv_worker.errors import InvalidJobError
-from rvmcv_worker.jobs.training_config import TrainingOptions, parse
+from rvmcv_worker.jobs.yolo11_config import Yolo11Options, parse
 
 pytestmark = pytest.mark.slow
 
@@ -47,13 +47,13 @@ def _accepts(key: str, value: object) -> bool:
 
 def test_each_option_is_one_of_ultralytics_with_its_default(ultralytics: dict[str, Any]) -> None:
     ours_on_purpose = {"patience": 50}  # the plan's default
-    for key, field in TrainingOptions.model_fields.items():
+    for key, field in Yolo11Options.model_fields.items():
         assert key in ultralytics["defaults"], key
         assert field.default == ours_on_purpose.get(key, ultralytics["defaults"][key]), key
 
 
 def test_fractions_end_where_ultralytics_ends_them(ultralytics: dict[str, Any]) -> None:
-    tested = set(TrainingOptions.model_fields) & set(ultralytics["fractions"])
+    tested = set(Yolo11Options.model_fields) & set(ultralytics["fractions"])
     assert len(tested) > 15
     narrower = {"lr0", "fraction"}  # 0 trains nothing
     for key in tested - {"perspective"}:
@@ -64,7 +64,7 @@ def test_fractions_end_where_ultralytics_ends_them(ultralytics: dict[str, Any]) 
 
 
 def test_whole_numbers_begin_where_ultralytics_begins_them(ultralytics: dict[str, Any]) -> None:
-    for key in set(TrainingOptions.model_fields) & set(ultralytics["ints"]):
+    for key in set(Yolo11Options.model_fields) & set(ultralytics["ints"]):
         assert not _accepts(key, 1.5), key
         if key in ultralytics["int_min"]:
             assert not _accepts(key, ultralytics["int_min"][key] - 1), key
@@ -85,4 +85,4 @@ def test_every_augmentation_gain_can_be_set(ultralytics: dict[str, Any]) -> None
     }
     gains |= {"bgr", "mosaic", "mixup", "cutmix", "copy_paste"}
     assert gains <= set(ultralytics["defaults"])
-    assert gains <= set(TrainingOptions.model_fields)
+    assert gains <= set(Yolo11Options.model_fields)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from rvmcv_worker.errors import InvalidJobError
-from rvmcv_worker.jobs.training_config import gpus_wanted, parse
+from rvmcv_worker.jobs.training_config import gpus_wanted
+from rvmcv_worker.jobs.yolo11_config import parse
 
 DATA = {"dataset_url": "s3://datasets/a.zip"}
 
