@@ -39,6 +39,7 @@ _LAST = "checkpoint-last.tar"
 #: Seconds for the last checkpoint to get into storage; a stop of the worker waits for it.
 _LAST_S = 12.0
 #: A checkpoint of YOLO11 has six times the size of its model: the optimizer keeps two fp32 for each fp16.
+#: SAM2's has four at most: in fp32 the weights, the best so far, and two moments of all that is trained.
 _MODELS_A_CHECKPOINT = 8
 _MB = 1024**2
 

@@ -11,9 +11,10 @@ from rvmcv_worker.engine_wire import MaskFormat, Options
 from rvmcv_worker.errors import InvalidJobError
 from rvmcv_worker.jobs.job_config import Fraction, ModelName, explain, unknown
 from rvmcv_worker.protocol import Sha256
+from rvmcv_worker.sam2_options import ARCHITECTURES
 
 #: SAM2.1 as Meta publishes it, by the names of its configs.
-BASE_SEGMENTERS = tuple(f"sam2.1_hiera_{size}" for size in ("tiny", "small", "base_plus", "large"))
+BASE_SEGMENTERS = ARCHITECTURES
 #: As `segmenter`: the masks of a YOLO11-seg model itself.
 OWN_MASKS = "yolo"
 
