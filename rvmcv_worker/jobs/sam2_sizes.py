@@ -10,8 +10,8 @@ from rvmcv_worker.errors import UnsupportedJobError
 from rvmcv_worker.sam2_options import ARCHITECTURES
 
 if TYPE_CHECKING:
-    from rvmcv_worker.config import LimitSettings
     from rvmcv_worker.attempt import Attempt
+    from rvmcv_worker.config import LimitSettings
     from rvmcv_worker.jobs.sam2_config import Sam2Config
 
 _GB = 1e9
@@ -48,7 +48,7 @@ def refuse_too_large(attempt: Attempt, config: Sam2Config, size_bytes: int) -> N
 def cache_bytes(directory: Path, limits: LimitSettings, held_bytes: int, size_bytes: int) -> int:
     """Return what embeddings may take of the disk of `directory`, where all workspaces hold `held_bytes`.
 
-    With all else that the training of a model of `size_bytes` writes, so much that the worker goes on claiming
+    With all else that the training of a model of `size_bytes` writes, so much that the worker still claims
     for its other lanes (`workspace_high_water`), and at most half of what is free above the floor: the other
     half is for whoever writes beside.
     """

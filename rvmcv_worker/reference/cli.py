@@ -143,10 +143,15 @@ def token(
 @app.command()
 def train(
     dataset: Annotated[
-        str, typer.Argument(help="A zip to upload, an s3:// or https:// URL, or a data set's id.")
+        str, typer.Argument(help="An archive to upload, an s3:// or https:// URL, or a data set's id.")
     ],
-    job_type: Annotated[str, typer.Option(help="yolo11 or sam2.")] = "yolo11",
-    base_model: Annotated[str | None, typer.Option(help="Version, file name or sha256.")] = None,
+    job_type: Annotated[
+        str, typer.Option(help="yolo11, or sam2 for masks: polygons of YOLO, or COCO JSON.")
+    ] = "yolo11",
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="Version, file name or sha256; for none, yolo11n.yaml or scratch."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     img_size: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,

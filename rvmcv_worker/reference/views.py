@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 
 from rvmcv_worker.reference.gpus import waits_for
 from rvmcv_worker.reference.jobs import attempts_of, queue_position
+from rvmcv_worker.reference.mask_scores import MaskScores, mask_scores
 from rvmcv_worker.reference.states import JobStatus
 from rvmcv_worker.reference.tables import Attempt, Job, ModelVersion, Worker
 from rvmcv_worker.reference.times import rfc3339, rfc3339_or_none
@@ -63,6 +64,8 @@ class JobView(JobSummary):
     error: dict[str, Any] | None
     timings: dict[str, Any] | None
     activation: dict[str, Any] | None
+    #: Of a fine-tuning of SAM2, once something was measured.
+    mask_scores: MaskScores | None
     attempts: list[AttemptView]
 
 
@@ -148,6 +151,7 @@ def view_of(turn: Turn, job: Job) -> JobView:
         error=job.error,
         timings=job.timings,
         activation=job.activation,
+        mask_scores=mask_scores(job),
         attempts=[_attempt_view(attempt) for attempt in attempts_of(turn, job.job_id)],
     )
 
