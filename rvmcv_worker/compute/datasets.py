@@ -1,26 +1,29 @@
-"""The prepare child: an archive in, a data set that Ultralytics can train on out, and a report in any case.
+"""The prepare child: an archive in, a data set that can be trained on out, and a report in any case.
 
-prepare/data/images/<split>/…   prepare/data/labels/<split>/…   prepare/data.yaml   prepare/report.json
+prepare/data/images/<split>/…   prepare/report.json, and
+for YOLO11   prepare/data/labels/<split>/…   prepare/data.yaml
+for SAM2     prepare/data/instances/<split>.jsonl
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from rvmcv_worker.compute.archive import MAX_YAML_BYTES, Limits, extract
+from rvmcv_worker.compute.archive import Limits, extract
 from rvmcv_worker.compute.child import Child
-from rvmcv_worker.compute.data_yaml import SPLITS, DataYaml, check_names, read_data_yaml, write_data_yaml
-from rvmcv_worker.compute.layouts import Item, Layout, plan
+from rvmcv_worker.compute.data_yaml import SPLITS, write_data_yaml
+from rvmcv_worker.compute.layouts import Item
 from rvmcv_worker.compute.leaks import find_leaks, near_groups
-from rvmcv_worker.compute.placement import place
+from rvmcv_worker.compute.placement import place_images, place_instances, place_labels
 from rvmcv_worker.compute.preflight import Check, Sample, inspect_all
 from rvmcv_worker.compute.printable import printable
 from rvmcv_worker.compute.report import Report
 from rvmcv_worker.compute.val_split import choose_val
+from rvmcv_worker.compute.yolo_source import find_yolo
 from rvmcv_worker.errors import DatasetInvalidError
 
 _REPORT_INTERVAL_S = 0.5
@@ -50,15 +53,11 @@ def _prepare(job: dict[str, Any], child: Child, report: Report) -> None:
     found = extract(child.root / job["archive"], unpacked, limits, lambda done: progress.at(done * _UNPACKED))
     report.skipped = found.skipped
 
-    hints = read_data_yaml(unpacked, found.files)
-    report.warnings += hints.warnings
-    report.names = _class_names(job, hints, unpacked, found.files, report)
-    layout = plan(found.files, hints)
-    report.layout = layout.description
-    report.warnings += layout.warnings
-    _require_labels(layout, report)
+    source = find_yolo(job, unpacked, found.files, report)
+    layout = source.layout
+    sam2 = job["job_type"] == "sam2"
 
-    check = Check(unpacked, len(report.names), job["label_task"] == "segment", limits.max_image_pixels)
+    check = Check(unpacked, source, limits.max_image_pixels, decode=sam2)
     items = [item for found_items in layout.splits.values() for item in found_items]
     samples = inspect_all(items, check, report.faults, progress.inspected)
     _require_good(items, samples, report, float(job["max_bad_fraction"]))
@@ -81,8 +80,14 @@ def _prepare(job: dict[str, Any], child: Child, report: Report) -> None:
         ]
         report.add_leaks(one, other, find_leaks(images[0], images[1], child.check_stop), good)
 
-    place(good, samples, unpacked, child.directory / "data", child)
-    write_data_yaml(child.directory / "data.yaml", child.directory / "data", list(good), report.names)
+    data = child.directory / "data"
+    place_images(good, unpacked, data, child)
+    if sam2:
+        place_instances(good, samples, source, data, child)
+    else:
+        place_labels(good, samples, unpacked, data, child)
+        write_data_yaml(child.directory / "data.yaml", data, list(good), report.names)
+    shutil.rmtree(unpacked)
     progress.at(1.0, force=True)
 
 
@@ -108,44 +113,6 @@ class _Progress:
             images_done=done,
             images_total=total,
         )
-
-
-def _class_names(
-    job: dict[str, Any], hints: DataYaml, unpacked: Path, files: Sequence[str], report: Report
-) -> tuple[str, ...]:
-    """Return the class names: of `data.yaml`, else of the job, else of a `classes.txt`."""
-    given = check_names(job["names"], "the job's names") if job.get("names") else None
-    if hints.names:
-        if given and given != hints.names:
-            report.warnings.append(
-                f"the job's class names differ from those in {printable(hints.file)}, which count"
-            )
-        return hints.names
-    if given:
-        return given
-    lists = sorted((name for name in files if name.lower().rpartition("/")[2] == "classes.txt"), key=len)
-    if lists:
-        with (unpacked / lists[0]).open(encoding="utf-8-sig", errors="replace") as file:
-            text = file.read(MAX_YAML_BYTES)
-        report.warnings.append(f"class names come from {printable(lists[0])}")
-        return check_names(text.rstrip().splitlines(), printable(lists[0]))
-    raise DatasetInvalidError(
-        "the data set has no class names: put a data.yaml with 'names: [first, second]' beside the images, "
-        "or give 'names' in the job"
-    )
-
-
-def _require_labels(layout: Layout, report: Report) -> None:
-    if any(item.label for items in layout.splits.values() for item in items):
-        return
-    other = {".xml": "Pascal VOC", ".json": "COCO or LabelMe"}
-    kinds = " and ".join(
-        f"{report.skipped[end]} {end} ({what})" for end, what in other.items() if end in report.skipped
-    )
-    raise DatasetInvalidError(
-        "no image has a label file: labels/… beside images/… with a .txt of YOLO's format an image is needed"
-        + (f"; found {kinds}, which must be converted to YOLO's format first" if kinds else "")
-    )
 
 
 def _require_good(

@@ -44,6 +44,11 @@ class FaultKind(Enum):
     SLIVER = "sliver_polygon", Effect.LINE, "a polygon that covers no area"
     DUPLICATE = "duplicate_line", Effect.WARNING, "the same line again; Ultralytics takes it once"
     OUTSIDE = "outside_image", Effect.WARNING, "reaches beyond the edge of the image"
+    SELF_CROSSING = (
+        "self_crossing",
+        Effect.WARNING,
+        "a polygon that crosses itself; what it goes around twice is a hole",
+    )
     POLYGON_IN_DETECT = "polygon_in_detect", Effect.WARNING, "a polygon in a detection; its box is used"
     NOT_AN_IMAGE = "image_unreadable", Effect.IMAGE, "not an image of a known format"
     TRUNCATED = "image_damaged", Effect.IMAGE, "the image cannot be decoded to its end"

@@ -45,7 +45,7 @@ class Instance:
             return self.rle.mask(height, width)
         canvas = np.zeros((height, width), np.uint8)
         for polygon in self.polygons:
-            vertices = np.clip(polygon, -_MAX_OUTSIDE, _MAX_OUTSIDE) * np.float32((width, height))
+            vertices = np.clip(polygon, -_MAX_OUTSIDE, _MAX_OUTSIDE) * np.array((width, height), np.float32)
             cv2.fillPoly(canvas, [np.floor(vertices).astype(np.int32)], 1)
         return canvas.view(np.bool_)
 

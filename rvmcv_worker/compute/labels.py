@@ -7,18 +7,20 @@ line, so do we, with a reason; the same float32 arithmetic decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvmcv_worker.compute.faults import Effect, Fault, FaultKind
+from rvmcv_worker.compute.instances import Instance
+from rvmcv_worker.compute.polygons import area, crosses_itself
 
 #: Ultralytics' tolerance of 1 %, as float32 sees it.
 _MAX = float(np.float32(1.01))
 _MIN = float(np.float32(-0.01))
 #: Least area of a polygon, as a fraction of the image: half a pixel of 640 x 640.
-_MIN_AREA = 1e-6
+MIN_AREA = 1e-6
 _BOX_COLUMNS = 5
 #: More than any one image's labels take.
 MAX_BYTES = 4 * 1024 * 1024
@@ -28,13 +30,15 @@ _MAX_FAULTS = 100
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a label file comes to."""
+    """What is labelled on an image, and what is wrong with it."""
 
     #: The class of each instance that trains; empty for a background image, and for a bad one.
     classes: tuple[int, ...]
     faults: tuple[Fault, ...]
     #: The text without the lines that were left out; None when the file can stay as it is.
-    rewritten: str | None
+    rewritten: str | None = None
+    #: The instances that train, of a segmentation.
+    instances: tuple[Instance, ...] = field(default=(), compare=False)
 
     @property
     def bad(self) -> bool:
@@ -42,7 +46,7 @@ class Label:
         return any(fault.kind.effect is Effect.IMAGE for fault in self.faults)
 
 
-def parse_label(content: bytes, class_count: int, *, segment: bool) -> Label:
+def parse_label(content: bytes, class_count: int, *, segment: bool, tell_crossings: bool = False) -> Label:
     """Judge the content of one label file of a detection, or with `segment` of a segmentation."""
     if len(content) > MAX_BYTES:
         return _bad(Fault(FaultKind.LABEL_TOO_LARGE, f"over {MAX_BYTES} bytes"))
@@ -60,11 +64,11 @@ def parse_label(content: bytes, class_count: int, *, segment: bool) -> Label:
         first = next(number for number, columns in rows if len(columns) > _BOX_COLUMNS + 1)
         faults.append(Fault(FaultKind.POLYGON_IN_DETECT, line=first))
 
-    classes: list[int] = []
+    kept: list[NDArray[np.float32]] = []
     left_out: set[int] = set()
     seen: set[bytes] = set()
     for number, columns in rows:
-        kind, particulars, values = _judge(columns, class_count, polygons=polygons, segment=segment)
+        kind, particulars, values = _judge(columns, class_count, polygons, segment, tell_crossings)
         if kind:
             faults.append(Fault(kind, particulars, number))
             if kind.effect is Effect.LINE:
@@ -76,27 +80,32 @@ def parse_label(content: bytes, class_count: int, *, segment: bool) -> Label:
             faults.append(Fault(FaultKind.DUPLICATE, line=number))
             continue
         seen.add(key)
-        classes.append(int(values[0]))
+        kept.append(values)
 
-    if left_out and not classes:
+    if left_out and not kept:
         faults.append(Fault(FaultKind.NOTHING_LEFT, line=rows[0][0]))
     faults.sort(key=lambda fault: list(Effect).index(fault.kind.effect))  # the decisive ones first
     if any(fault.kind.effect is Effect.IMAGE for fault in faults):
         return _bad(*faults[:_MAX_FAULTS])
-    kept = [line for number, line in enumerate(lines, 1) if number not in left_out]
+    text = [line for number, line in enumerate(lines, 1) if number not in left_out]
     return Label(
-        classes=tuple(classes),
+        classes=tuple(int(values[0]) for values in kept),
         faults=tuple(faults[:_MAX_FAULTS]),
-        rewritten="\n".join([*kept, ""]) if left_out else None,
+        rewritten="\n".join([*text, ""]) if left_out else None,
+        instances=tuple(_instance(values) for values in kept) if polygons and segment else (),
     )
 
 
+def _instance(values: NDArray[np.float32]) -> Instance:
+    return Instance(int(values[0]), (values[1:].reshape(-1, 2),))
+
+
 def _bad(*faults: Fault) -> Label:
-    return Label(classes=(), faults=faults, rewritten=None)
+    return Label(classes=(), faults=faults)
 
 
 def _judge(
-    columns: list[str], class_count: int, *, polygons: bool, segment: bool
+    columns: list[str], class_count: int, polygons: bool, segment: bool, tell_crossings: bool
 ) -> tuple[FaultKind | None, str, NDArray[np.float32]]:
     """Return (fault or None, particulars, the columns as float32) of one line."""
     nothing = np.empty(0, np.float32)
@@ -122,7 +131,7 @@ def _judge(
             values,
         )
     kind, particulars = (
-        _judge_polygon(values, segment=segment) if polygons else _judge_box(values[1:].tolist())
+        _judge_polygon(values, segment, tell_crossings) if polygons else _judge_box(values[1:].tolist())
     )
     return kind, particulars, values
 
@@ -142,7 +151,9 @@ def _judge_box(box: list[float]) -> tuple[FaultKind | None, str]:
     return None, ""
 
 
-def _judge_polygon(values: NDArray[np.float32], *, segment: bool) -> tuple[FaultKind | None, str]:
+def _judge_polygon(
+    values: NDArray[np.float32], segment: bool, tell_crossings: bool
+) -> tuple[FaultKind | None, str]:
     """Judge the polygon by its box, as Ultralytics does, then by its area where the area is what trains."""
     points = values[1:].reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -154,8 +165,8 @@ def _judge_polygon(values: NDArray[np.float32], *, segment: bool) -> tuple[Fault
         return FaultKind.FEW_POINTS, f"{len(points)}"
     if kind is FaultKind.ZERO_SIZE:
         return kind, particulars
-    x, y = points.astype(np.float64).T
-    area = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
-    if segment and area < _MIN_AREA:
-        return FaultKind.SLIVER, f"area {area:.1e} of the image"
+    if segment and (covered := area(points)) < MIN_AREA:
+        return FaultKind.SLIVER, f"area {covered:.1e} of the image"
+    if kind is None and tell_crossings and crosses_itself(points):
+        return FaultKind.SELF_CROSSING, ""
     return kind, particulars

@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvmcv_worker.compute.faults import Fault, FaultLog
+from rvmcv_worker.compute.faults import Fault, FaultKind, FaultLog
+from rvmcv_worker.compute.image_decode import decode
 from rvmcv_worker.compute.image_header import inspect_image
-from rvmcv_worker.compute.labels import MAX_BYTES, Label, parse_label
+from rvmcv_worker.compute.label_source import Source
+from rvmcv_worker.compute.labels import Label
 from rvmcv_worker.compute.layouts import Item
+from rvmcv_worker.errors import ImageInvalidError
 
 #: Decoding and hashing leave the interpreter's lock alone, so a second thread has work on a second core.
 _THREADS = 2
@@ -21,7 +24,7 @@ _CHUNK = 128
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is known of one image and its label file."""
+    """What is known of one image and its labels."""
 
     bad: bool
     #: Class of each instance that trains.
@@ -30,6 +33,8 @@ class Sample:
     dhash: int | None
     #: New text for the label file, None when it stays as it is.
     rewritten: str | None
+    #: (height, width) of the upright image, where it was decoded.
+    size: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,10 @@ class Check:
     """What the samples are held against."""
 
     unpacked: Path
-    class_count: int
-    segment: bool
+    source: Source
     max_pixels: int
+    #: Whether each image is decoded in full, as a training on its pixels will, to learn its size.
+    decode: bool = False
 
 
 def inspect_all(
@@ -63,7 +69,7 @@ def inspect_all(
                 if image_fault:
                     log.add(item.image, image_fault)
                 for fault in label.faults:
-                    log.add(item.label or item.image, fault)
+                    log.add(check.source.blamed(item), fault)
     tick(len(unique), len(unique))
     return samples
 
@@ -74,16 +80,20 @@ def _inspect(item: Item, check: Check) -> tuple[Sample, Fault | None, Label]:
     facts = inspect_image(content, check.max_pixels)
     if facts.restored is not None:
         path.write_bytes(facts.restored)
-    text = b""
-    if item.label:
-        with (check.unpacked / item.label).open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    label = parse_label(text, check.class_count, segment=check.segment)
+    fault, size = facts.fault, None
+    if check.decode and not facts.bad:
+        try:
+            height, width, _ = decode(facts.restored or content, check.max_pixels).shape
+            size = (height, width)
+        except ImageInvalidError as error:
+            fault = Fault(FaultKind.TRUNCATED, str(error))
+    label = check.source.label(item, size)
     sample = Sample(
-        bad=label.bad or facts.bad,
+        bad=label.bad or facts.bad or (check.decode and size is None),
         classes=label.classes,
         sha256=hashlib.sha256(content).digest(),
         dhash=facts.dhash,
         rewritten=label.rewritten,
+        size=size,
     )
-    return sample, facts.fault, label
+    return sample, fault, label

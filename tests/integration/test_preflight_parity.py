@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from rvmcv_worker.compute.faults import FaultLog
-from rvmcv_worker.compute.layouts import Item
+from rvmcv_worker.compute.layouts import Item, Layout
 from rvmcv_worker.compute.preflight import Check, Sample, inspect_all
+from rvmcv_worker.compute.yolo_source import YoloSource
 from tests.dataset_fixtures import BOX, Prepared, draw, pack, pack_folder
 
 # Ultralytics leaves the files that it cannot read open.
@@ -47,7 +48,9 @@ def ours(image: Path, label: Path, class_count: int, *, segment: bool) -> tuple[
     item = Item(
         image=image.name, label=os.path.relpath(label, image.parent) if label.exists() else None, target=""
     )
-    check = Check(image.parent, class_count, segment, 100_000_000)
+    names = tuple(map(str, range(class_count)))
+    source = YoloSource(image.parent, names, Layout({}, "", ()), segment=segment)
+    check = Check(image.parent, source, 100_000_000)
     samples = inspect_all([item], check, log, lambda _done, _total: None)
     return samples[image.name], set(log.counts)
 

@@ -277,6 +277,7 @@ def test_the_child_tells_how_far_it_is(prepared: Prepared) -> None:
     job: dict[str, object] = {
         "task": "prepare",
         "archive": "in/dataset.zip",
+        "job_type": "yolo11",
         "label_task": "detect",
         "names": None,
         "seed": 0,
