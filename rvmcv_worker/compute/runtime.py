@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from importlib import metadata
 
 import cv2
 import numpy as np
 import torch
 import torchvision
-import ultralytics
+
+
+def device(name: str) -> torch.device:
+    """Return the device that a job names: ``cpu`` or the index of a GPU."""
+    return torch.device("cpu" if name == "cpu" else f"cuda:{name}")
+
+
+def be_deterministic(seed: int) -> None:
+    """Let the same numbers come out of the same work, as far as there are kernels that can."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)
 
 
 def amp(wanted: bool | str, on_gpu: bool) -> bool | str:
@@ -38,7 +52,8 @@ def versions(on_gpu: bool) -> dict[str, str | None]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "ultralytics": ultralytics.__version__,
+        "ultralytics": metadata.version("ultralytics-opencv-headless"),
+        "sam2": metadata.version("sam2"),
         "numpy": np.__version__,
         "opencv": cv2.__version__,
         "cuda": torch.version.cuda if on_gpu else None,

@@ -29,7 +29,7 @@ def isolate(directory: Path) -> None:
         raise InternalError(
             "ultralytics was imported before it was isolated: its switches have no effect any more"
         )
-    config = directory / ".config"
+    config = isolate_others(directory)
     ultralytics = config / "Ultralytics"  # Ultralytics appends this name itself
     ultralytics.mkdir(parents=True, exist_ok=True)
     os.environ.update(
@@ -38,12 +38,6 @@ def isolate(directory: Path) -> None:
             "YOLO_AUTOINSTALL": "0",
             "ULTRALYTICS_SAFE_LOAD": "1",
             "YOLO_CONFIG_DIR": str(config),
-            "MPLCONFIGDIR": str(config / "matplotlib"),
-            "MPLBACKEND": "agg",
-            "TORCH_HOME": str(config / "torch"),
-            "TORCHINDUCTOR_CACHE_DIR": str(config / "inductor"),
-            "TRITON_CACHE_DIR": str(config / "triton"),
-            "XDG_CACHE_HOME": str(config / "cache"),
             # The one switch for its bars' pace: a line a minute, not ten a second, into the job's log.
             "GITHUB_ACTIONS": "true",
         }
@@ -64,6 +58,22 @@ def isolate(directory: Path) -> None:
     (ultralytics / "settings.json").write_text(json.dumps(settings, indent=2))
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):
         shutil.copyfile(any_font(), ultralytics / name)
+
+
+def isolate_others(directory: Path) -> Path:
+    """Point matplotlib and torch at `directory`/.config, and return that."""
+    config = directory / ".config"
+    os.environ.update(
+        {
+            "MPLCONFIGDIR": str(config / "matplotlib"),
+            "MPLBACKEND": "agg",
+            "TORCH_HOME": str(config / "torch"),
+            "TORCHINDUCTOR_CACHE_DIR": str(config / "inductor"),
+            "TRITON_CACHE_DIR": str(config / "triton"),
+            "XDG_CACHE_HOME": str(config / "cache"),
+        }
+    )
+    return config
 
 
 def require_safe_load() -> None:
