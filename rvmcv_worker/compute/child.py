@@ -38,6 +38,7 @@ TASKS = {
     "check_model": "rvmcv_worker.compute.check_model",
     "export_model": "rvmcv_worker.compute.export",
     "train_yolo11": "rvmcv_worker.compute.yolo11_train",
+    "train_sam2": "rvmcv_worker.compute.sam2_train",
     "engine": "rvmcv_worker.compute.engine",
     "stub": "rvmcv_worker.compute.stub",
 }

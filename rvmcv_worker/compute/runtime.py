@@ -17,6 +17,12 @@ def device(name: str) -> torch.device:
     return torch.device("cpu" if name == "cpu" else f"cuda:{name}")
 
 
+def precision(device: torch.device) -> str:
+    """Return what SAM2 trains in: ``bf16`` on a GPU that computes with it itself, else ``fp32``."""
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if bf16 else "fp32"
+
+
 def be_deterministic(seed: int) -> None:
     """Let the same numbers come out of the same work, as far as there are kernels that can."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts

@@ -94,7 +94,9 @@ class Sam2Progress(EpochProgress):
             "epoch_s": round(time.monotonic() - self._epoch_started_s, 3),
             "eta_s": 0.0 if is_last else self._eta_s(),
         }
-        message = f"epoch {self.epochs_done} of {self.epochs}: loss {losses['total']:.4f}, mIoU {score.miou:.4f}"
+        message = (
+            f"epoch {self.epochs_done} of {self.epochs}: loss {losses['total']:.4f}, mIoU {score.miou:.4f}"
+        )
         _log(message)
         self._finish_epoch(entry, message=message)
         return entry

@@ -1,0 +1,134 @@
+"""What a SAM2 training delivers: its figures, on all splits and beside other models, and its files."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from rvmcv_worker.compute import runtime, sam2_curves, sam2_kept, sam2_publish, sam2_score, training_faults
+from rvmcv_worker.compute.child import StopRequestedError
+from rvmcv_worker.compute.sam2_base_model import BaseModel
+from rvmcv_worker.compute.sam2_kept import Course
+from rvmcv_worker.compute.sam2_network import Network
+
+if TYPE_CHECKING:
+    from rvmcv_worker.compute.sam2_training import Training
+
+#: Every name that a training may leave in its directory to be published.
+PUBLISHED_FILES = ("best.pt", "results.csv", "args.yaml", "curves.png", "masks.jpg")
+
+
+def empty(directory: Path) -> Path:
+    """Remove what an earlier child of the same job left, and return the folder for what a training saves."""
+    output = directory / "run"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    for name in PUBLISHED_FILES:
+        (directory / name).unlink(missing_ok=True)
+    return output
+
+
+def files(directory: Path) -> list[str]:
+    """Return the names of what can be published."""
+    return [name for name in PUBLISHED_FILES if (directory / name).is_file()]
+
+
+def metrics(training: Training, course: Course, before: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Return what was measured, and what is measured now: on test, beside base; the active model on val."""
+    assert course.best is not None  # every training has an epoch
+    report = sam2_score.report(course.best, course.base, course.box_as_mask, course.best_epoch)
+    report.update(test=None, active=None)
+    network, progress = training.network, training.progress
+    if "test" in training.samples:
+        test = training.proof("test", None)
+        progress.evaluate("the best epoch on test")
+        report["test"] = test.measure(network).to_dict()
+        progress.evaluate("the base model on test")
+        trained = sam2_kept.copy(network)
+        sam2_kept.load(network, before)
+        report["test"]["base"] = test.measure(network).to_dict()
+        sam2_kept.load(network, trained)
+    if training.job.get("active_model"):
+        progress.evaluate("the active model on val")
+        report["active"] = _active(training)
+    return report
+
+
+def _active(training: Training) -> dict[str, Any]:
+    """Return the active model's figures on val, at the size that it is served at, or ``{"error"}``.
+
+    The training is good whatever is wrong with the active model: nothing here may cost it.
+    """
+    job, child = training.job, training.child
+    try:
+        active = BaseModel.read(child.root / job["active_model"], image_px=None)
+        network = Network(active.model, "decoder", training.network.device)
+        active.serve(network)
+        return training.proof("val", None).measure(network).to_dict()
+    except StopRequestedError:
+        raise
+    except Exception as error:  # noqa: BLE001  told in the report, with its traceback in the log
+        traceback.print_exc()
+        fault = training_faults.explain(
+            error, batch=1, imgsz=training.options.imgsz, started=True, root=child.root
+        )
+        return {"error": fault.message}
+
+
+def effective(training: Training, caches: dict[str, Any]) -> dict[str, Any]:
+    """Return all options in force, and what else decides about a result or its time."""
+    network, device = training.network, training.network.device
+    trained = sum(parameter.numel() for parameter in network.trained_parameters().values())
+    return {
+        "model": training.base.name,
+        "architecture": training.base.architecture,
+        **training.options.model_dump(),
+        "lr0": training.lr0,
+        "time_limit_h": training.job.get("time_limit_h"),
+        "device": training.job["device"],
+        "device_name": runtime.device_name(device.type == "cuda"),
+        "precision": runtime.precision(device),
+        "caches": caches,
+        "images_at_once": training.memory.images_at_once,
+        "objects_at_once": training.memory.objects_at_once,
+        "parameters_trained": trained,
+        "parameters": sum(parameter.numel() for parameter in network.model.parameters()),
+    }
+
+
+def write(
+    training: Training,
+    course: Course,
+    metrics: dict[str, Any],
+    effective: dict[str, Any],
+    versions: dict[str, str | None],
+) -> None:
+    """Write what is delivered beside the sheet."""
+    directory, options, base = training.child.directory, training.options, training.base
+    draw_curves(directory, course.history)
+    args = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True)
+    (directory / "args.yaml").write_text(args, encoding="utf-8")
+    metadata = {
+        "config": base.architecture,
+        "base_model": base.name,
+        "base_sha256": base.sha256,
+        "image_px": options.imgsz,
+        "trained": options.train,
+        "classes": training.job["names"],
+        "metrics": metrics,
+        "versions": versions,
+        "multimask_fallback": options.box_share < 1,
+        "epochs": course.best_epoch,
+    }
+    sam2_publish.write(directory / "best.pt", training.network.model, metadata)
+
+
+def draw_curves(directory: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Write the table and the picture of all epochs."""
+    sam2_curves.curves(history, directory / "results.csv", directory / "curves.png")
