@@ -30,12 +30,16 @@ def boundary_f(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     image, the value is 1 for equal masks, else 0. (DAVIS calls an empty mask and a whole image equal.)
     """
     tolerance_px = math.ceil(_TOLERANCE * math.hypot(*mask.shape))
-    rows, columns = _around(mask, truth)
+    rows, columns = _around([mask, truth])
     ours, theirs = _boundary(mask[rows, columns]), _boundary(truth[rows, columns])
     if not (ours.any() and theirs.any()):
         return float(np.array_equal(mask, truth))
-    precision = np.count_nonzero(_distance_to(theirs)[ours] <= tolerance_px) / np.count_nonzero(ours)
-    recall = np.count_nonzero(_distance_to(ours)[theirs] <= tolerance_px) / np.count_nonzero(theirs)
+    # Where one has a pixel within the tolerance of one of the other's, often a small part of a poor mask.
+    rows, columns = _shared([ours, theirs], tolerance_px)
+    near_ours, near_theirs = ours[rows, columns], theirs[rows, columns]
+    right = np.count_nonzero(_distance_to(near_theirs)[near_ours] <= tolerance_px)
+    found = np.count_nonzero(_distance_to(near_ours)[near_theirs] <= tolerance_px)
+    precision, recall = right / np.count_nonzero(ours), found / np.count_nonzero(theirs)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -58,11 +62,18 @@ def deepest(mask: NDArray[np.bool_]) -> tuple[int, int]:
     return left + x - 1, top + y - 1
 
 
-def _around(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Return rows and columns that hold both masks and a pixel around them, so both boundaries whole."""
-    boxes = [box_of(one) for one in (mask, truth) if one.any()] or [(0, 0, 1, 1)]
+def _around(masks: list[NDArray[np.bool_]]) -> tuple[slice, slice]:
+    """Return rows and columns that hold all masks and a pixel around them, so their boundaries whole."""
+    boxes = [box_of(mask) for mask in masks if mask.any()] or [(0, 0, 1, 1)]
     left, top, right, bottom = zip(*boxes, strict=True)
     return slice(max(min(top) - 1, 0), max(bottom) + 1), slice(max(min(left) - 1, 0), max(right) + 1)
+
+
+def _shared(boundaries: list[NDArray[np.bool_]], tolerance_px: int) -> tuple[slice, slice]:
+    """Return rows and columns, maybe none, that lie within the tolerance of the boxes of all."""
+    left, top, right, bottom = zip(*map(box_of, boundaries), strict=True)
+    rows = slice(max(max(top) - tolerance_px, 0), max(min(bottom) + tolerance_px, 0))
+    return rows, slice(max(max(left) - tolerance_px, 0), max(min(right) + tolerance_px, 0))
 
 
 def _boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -75,7 +86,9 @@ def _boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _distance_to(boundary: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return how far each pixel is from the nearest of `boundary`, in pixels."""
+    """Return how far each pixel is from the nearest of `boundary`, in pixels; infinitely without one."""
+    if not boundary.any():
+        return np.full(boundary.shape, np.inf, np.float32)
     elsewhere = (~boundary).view(np.uint8)
     distance: NDArray[np.float32] = cv2.distanceTransform(elsewhere, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return distance

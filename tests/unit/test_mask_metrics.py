@@ -66,6 +66,16 @@ def test_both_metrics_are_those_of_a_plain_implementation(seed: int) -> None:
     assert mask_metrics.iou(mask, truth) == (both / either if either else 1.0)
 
 
+@pytest.mark.parametrize("apart", [0, 1, 2, 3, 8, 30])
+def test_masks_that_hardly_touch_are_measured_by_what_is_near(apart: int) -> None:
+    left, right = np.zeros((40, 90), bool), np.zeros((40, 90), bool)
+    left[10:20, 10:20] = True
+    right[8:21, 20 + apart : 33 + apart] = True
+
+    for some in ((left, right), (right, left), (left.T, right.T), (right.T, left.T)):
+        assert mask_metrics.boundary_f(*some) == plain_boundary_f(*some)
+
+
 @pytest.mark.parametrize("corner", [(0, 0), (0, 90), (60, 0), (60, 90)])
 def test_a_boundary_at_the_edge_of_the_image_is_measured_as_one_in_the_middle(
     corner: tuple[int, int],
