@@ -6,71 +6,48 @@ types that a training of ours writes, and no trace of the machine it was made on
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-from rvmcv_worker.compute import file_hash, pickle_scan, ultralytics_env
+from rvmcv_worker.compute import file_hash, pickle_scan
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.errors import ModelInvalidError
 
-#: Edge of the picture that proves that the model computes, in pixels.
-_TRIAL_PX = 64
+#: Type of model -> module that has ``facts(path, job, child) -> dict``, all that its training names in a
+#: pickle, and what to call it. The list is closed: a job cannot name a module.
+_KINDS = {
+    "yolo11": ("rvmcv_worker.compute.yolo11_check", pickle_scan.YOLO11_TYPES, "YOLO11"),
+    "sam2": ("rvmcv_worker.compute.sam2_check", pickle_scan.SAM2_TYPES, "SAM2"),
+}
 
 
 def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     """Return facts about ``job["model"]``; raise `ModelInvalidError` for the first that is not right.
 
-    ``origin``: ``trained`` (default: by us, to be published) or ``base`` (fetched: other types and paths may
-    occur). ``label_task``, and ``expect`` ``{"task", "names"}``, where given, must hold.
+    ``model_type``: ``yolo11`` (default) or ``sam2``. ``origin``: ``trained`` (default: by us, to be
+    published) or ``base`` (fetched: other types and paths may occur). ``label_task``, and ``expect``
+    ``{"task", "names"}``, of SAM2 ``{"names", "architecture"}``, where given, must hold.
     """
     path = child.root / job["model"]
-    expect = {"task": job.get("label_task"), "names": None, **(job.get("expect") or {})}
+    module, types, kind = _KINDS[job.get("model_type", "yolo11")]
 
     # What the pickle names, before anything is loaded.
     pickle_scan.refuse_dangerous(path)
-    found = pickle_scan.scan(path)
     if job.get("origin", "trained") == "trained":
-        if found.not_ours:
+        found = pickle_scan.scan(path)
+        if strange := found.beyond(types):
             raise ModelInvalidError(
-                f"{path.name} names {', '.join(found.not_ours[:5])}: no YOLO11 training writes that"
+                f"{path.name} names {', '.join(strange[:5])}: no {kind} training writes that"
             )
-        if found.local_paths:
-            raise ModelInvalidError(
-                f"{path.name} holds paths of the machine it was made on: {found.local_paths[0]!r}"
-            )
+        # A class may be called "/pet": that is the data set's word, not this machine's.
+        names = (job.get("expect") or {}).get("names") or ()
+        if paths := [text for text in found.local_paths if text not in names]:
+            raise ModelInvalidError(f"{path.name} holds paths of the machine it was made on: {paths[0]!r}")
     child.check_stop()
-
-    # Loaded with weights_only; what it is, against what it should be.
-    ultralytics_env.isolate(child.directory)
-    from rvmcv_worker.compute import checkpoint
-
-    ultralytics_env.require_safe_load()
-    yolo = checkpoint.open_yolo11(path, expect["task"])
-    architecture, task = checkpoint.identify(yolo.model, path.name)
-    names = checkpoint.class_names(yolo.model)
-    if expect["names"] is not None and names != list(expect["names"]):
-        raise ModelInvalidError(f"{path.name} has the classes {names}, not {list(expect['names'])}")
-    child.check_stop()
-
-    # One picture through it.
-    import torch
-
-    model = yolo.model.float().eval()
-    try:
-        with torch.inference_mode():
-            output = model(torch.zeros(1, 3, _TRIAL_PX, _TRIAL_PX))
-        boxes = output[0][0] if isinstance(output[0], tuple) else output[0]
-        finite = bool(torch.isfinite(boxes).all())
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ModelInvalidError(f"{path.name} fails on a picture of {_TRIAL_PX} px: {error}") from error
-    if not finite:
-        raise ModelInvalidError(f"{path.name} computes numbers that are not finite; its training diverged")
 
     return {
         "ok_types": True,
-        "task": task,
-        "names": names,
-        "architecture": architecture,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **importlib.import_module(module).facts(path, job, child),
         "size_bytes": path.stat().st_size,
         "sha256": file_hash.sha256(path),
     }

@@ -18,8 +18,8 @@ from rvmcv_worker.errors import ModelInvalidError
 #: Largest pickle that is read; a YOLO11x has 0.5 MB beside its tensors.
 MAX_PICKLE_BYTES = 64 * 1024 * 1024
 
-#: All that a training of ours names: model classes of YOLO11, tensors, plain containers.
-TRAINED_TYPES = frozenset(
+#: All that a YOLO11 training of ours names: model classes, tensors, plain containers.
+YOLO11_TYPES = frozenset(
     {
         "builtins.set",
         "collections.OrderedDict",
@@ -63,6 +63,9 @@ TRAINED_TYPES = frozenset(
     }
 )
 
+#: All that a SAM2 training of ours names: tensors of floats.
+SAM2_TYPES = frozenset({"collections.OrderedDict", "torch.FloatStorage", "torch._utils._rebuild_tensor_v2"})
+
 # What checkpoints made elsewhere name besides: other layers, NumPy numbers, settings, paths. Loading with
 # weights_only decides about these one by one; this only tells an attack from a checkpoint of another kind.
 _FAMILIAR = re.compile(
@@ -91,10 +94,9 @@ class PickleNames:
         """Callables that no checkpoint needs."""
         return sorted(name for name in self.types if not _FAMILIAR.fullmatch(name))
 
-    @property
-    def not_ours(self) -> list[str]:
-        """Callables that a training of ours never writes."""
-        return sorted(self.types - TRAINED_TYPES)
+    def beyond(self, types: frozenset[str]) -> list[str]:
+        """Return the callables that are none of `types`."""
+        return sorted(self.types - types)
 
     @property
     def local_paths(self) -> list[str]:

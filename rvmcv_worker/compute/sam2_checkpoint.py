@@ -15,12 +15,10 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
 
-from rvmcv_worker.compute import pickle_scan
+from rvmcv_worker.compute import pickle_scan, sam2_metadata
 from rvmcv_worker.compute.printable import printable
+from rvmcv_worker.compute.sam2_metadata import shown
 from rvmcv_worker.errors import ModelInvalidError
-
-#: Edge that SAM 2.1 was trained at, and that images are stretched to, in pixels.
-IMAGE_PX = 1024
 
 #: Architecture -> its config in the `sam2` package.
 CONFIGS = {
@@ -72,24 +70,36 @@ class Sam2Checkpoint:
 
 
 def open_sam2(
-    path: Path, *, image_px: int = IMAGE_PX, multimask_fallback: bool = True
+    path: Path, *, image_px: int | None = None, multimask_fallback: bool | None = None
 ) -> tuple[SAM2Base, Sam2Checkpoint]:
     """Return the SAM 2.1 model at `path`, in fp32 on the CPU, and what the file says of it.
 
+    How it is to be used (see `build`) is the file's to say, Meta's way where it does not, unless it is given.
     Nothing in the file runs. Raises `ModelInvalidError` for all but such a model, whole and finite.
     """
     checkpoint = read(path)
-    model = build(checkpoint.architecture, image_px=image_px, multimask_fallback=multimask_fallback)
+    wanted = sam2_metadata.served(checkpoint.metadata, path.name)
+    model = build(
+        checkpoint.architecture,
+        image_px=wanted.image_px if image_px is None else image_px,
+        multimask_fallback=wanted.multimask_fallback if multimask_fallback is None else multimask_fallback,
+    )
     _require_whole(checkpoint, model.state_dict(), path.name)
     model.load_state_dict(checkpoint.weights)
     return model, checkpoint
 
 
-def build(architecture: str, *, image_px: int = IMAGE_PX, multimask_fallback: bool = True) -> SAM2Base:
+def build(
+    architecture: str,
+    *,
+    image_px: int = sam2_metadata.IMAGE_PX,
+    multimask_fallback: bool = sam2_metadata.MULTIMASK_FALLBACK,
+) -> SAM2Base:
     """Return a model of `architecture` with random weights, for evaluation, on the CPU.
 
-    `image_px`, a multiple of 32, changes no tensor of it. `multimask_fallback`, Meta's default, takes another
-    of the decoder's four masks for a box where the first is not stable.
+    `image_px`, a multiple of 32, is the edge that images are stretched to; it changes no tensor.
+    `multimask_fallback`, Meta's default, takes another of the decoder's four masks for a box where the first
+    is not stable.
     """
     return build_sam2(
         CONFIGS[architecture],
@@ -127,7 +137,7 @@ def read(path: Path) -> Sam2Checkpoint:
     architecture = _architecture(weights, name)
     if metadata.get("config", architecture) != architecture:
         raise ModelInvalidError(
-            f"{name} says that its config is {printable(str(metadata['config']))!r}, but its tensors are "
+            f"{name} says that its config is {shown(metadata['config'])}, but its tensors are "
             f"those of {architecture}; save it with that name, one of {', '.join(CONFIGS)}"
         )
     return Sam2Checkpoint(architecture, weights, metadata)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from rvmcv_worker.compute.printable import printable
 from rvmcv_worker.errors import ModelInvalidError
 from rvmcv_worker.sam2_options import Trained
+
+#: Edge that SAM 2.1 was trained at, in pixels.
+IMAGE_PX = 1024
+#: Meta's default.
+MULTIMASK_FALLBACK = True
 
 #: Largest metadata as JSON; 1000 classes, each with its metrics, have a tenth of it.
 MAX_BYTES = 1024 * 1024
@@ -63,19 +68,35 @@ def parse(found: Mapping[str, Any], name: str) -> Sam2Metadata:
         ) from None
 
 
-def served(found: Mapping[str, Any], name: str) -> tuple[int, bool]:
-    """Return `image_px` and `multimask_fallback` as the file `name` wants them; Meta's where it does not say.
+class Served(NamedTuple):
+    """How a model is used, as far as its file has a say."""
 
-    The file may be a stranger's. Raises `ModelInvalidError`.
+    image_px: int
+    multimask_fallback: bool
+
+
+def served(found: Mapping[str, Any], name: str) -> Served:
+    """Return what the file `name`, a stranger's, says of its use beside its weights; Meta's does not.
+
+    Raises `ModelInvalidError`.
     """
-    image_px = found.get("image_px", 1024)
+    image_px = found.get("image_px", IMAGE_PX)
     if type(image_px) is not int or image_px % 32 or not 64 <= image_px <= 1024:
         raise ModelInvalidError(
-            f"{name} says image_px {printable(repr(image_px))}; a multiple of 32 from 64 to 1024 is possible"
+            f"{name} says that its image_px is {shown(image_px)}; save it with the edge in pixels that it "
+            "was trained at, a multiple of 32 from 64 to 1024, or without for 1024"
         )
-    fallback = found.get("multimask_fallback", True)
+    fallback = found.get("multimask_fallback", MULTIMASK_FALLBACK)
     if type(fallback) is not bool:
         raise ModelInvalidError(
-            f"{name} says multimask_fallback {printable(repr(fallback))}; true or false is possible"
+            f"{name} says that its multimask_fallback is {shown(fallback)}; save it with True or False, or "
+            "without for True"
         )
-    return image_px, fallback
+    return Served(image_px, fallback)
+
+
+def shown(value: object) -> str:
+    """Return a stranger's value as text that fits in a message."""
+    if isinstance(value, (str, int, float, type(None))):
+        return printable(repr(value), 60)
+    return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""The picture of a sheet: a row for each image, and beside it the ground truth and what two models make of it."""
+"""The picture of a sheet: images, each beside its ground truth and what two models make of it."""
 
 from __future__ import annotations
 

@@ -13,23 +13,19 @@ from torch.nn import functional
 
 from rvmcv_worker.compute import file_hash, sam2_square
 from rvmcv_worker.compute.embedding_cache import Embedding, EmbeddingCache
-from rvmcv_worker.compute.sam2_checkpoint import IMAGE_PX, open_sam2
+from rvmcv_worker.compute.sam2_checkpoint import open_sam2
 
 #: Boxes decoded at once. What a box needs fills a CPU's cache: 2 take 27 ms a box, 8 take 45, 16 take 63.
 _CHUNK = {"cpu": 2, "cuda": 16}
 
 
-def open_segmenter(
-    path: Path, *, device: str, cache: EmbeddingCache | None, image_px: int = IMAGE_PX
-) -> Segmenter:
+def open_segmenter(path: Path, *, device: str, cache: EmbeddingCache | None) -> Segmenter:
     """Return the SAM2 model at `path` on `device`, ``cpu`` or the index of a GPU; raise `ModelInvalidError`.
 
-    `image_px` is the edge that images are stretched to before they are encoded.
+    A fine-tuned one is used as its file says: images stretched to the edge that it was trained at, and, where
+    only ever the mask of a box was trained, without the decoder's other three.
     """
-    model, checkpoint = open_sam2(path, image_px=image_px)
-    # A fine-tuning that only ever trained the mask of a box says so: the other three are not to be shown.
-    if checkpoint.metadata.get("multimask_fallback") is False:
-        model.sam_mask_decoder.dynamic_multimask_via_stability = False
+    model, _ = open_sam2(path)
     where = torch.device("cpu" if device == "cpu" else f"cuda:{device}")
     return Segmenter(model, file_hash.sha256(path), device=where, cache=cache)
 
@@ -59,6 +55,14 @@ class Segmenter:
         `image`: (height, width, 3) BGR. `boxes`: (n, 4) ``x1, y1, x2, y2`` in its pixels. `image_key` is the
         same only for the same image.
         """
+        height, width = image.shape[:2]
+        for logits in self.logits(image, boxes, image_key=image_key):
+            yield at_full_size(logits, (height, width))
+
+    def logits(
+        self, image: NDArray[np.uint8], boxes: NDArray[np.float32], *, image_key: str
+    ) -> Iterator[torch.Tensor]:
+        """Yield what each box's mask is made of, (edge / 4, edge / 4) float32; above 0 is the object."""
         if not len(boxes):
             return
         height, width = image.shape[:2]
@@ -66,8 +70,7 @@ class Segmenter:
         corners = torch.from_numpy(np.ascontiguousarray(boxes, np.float32)).to(self._device).reshape(-1, 2, 2)
         corners = corners / torch.tensor((width, height), device=self._device) * self._model.image_size
         for few in corners.split(_CHUNK[self._device.type]):
-            for logits in self._decode(embedding, few):
-                yield at_full_size(logits, (height, width))
+            yield from self._decode(embedding, few)
 
     def _embedding(self, image: NDArray[np.uint8], image_key: str) -> Embedding:
         key = (self._sha256, image_key)

@@ -44,9 +44,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(checkpoint: Path) -> Segmenter:
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sam2_files.save(tmp_path_factory.mktemp("sam2") / "small.pt", image_px=SMALL_PX)
+
+
+@pytest.fixture(scope="module")
+def small(small_checkpoint: Path) -> Segmenter:
     """A segmenter that keeps nothing."""
-    return open_segmenter(checkpoint, device="cpu", cache=None, image_px=SMALL_PX)
+    return open_segmenter(small_checkpoint, device="cpu", cache=None)
 
 
 class Counted:
@@ -162,8 +167,8 @@ def test_what_is_kept_belongs_to_a_model_and_outlives_its_loading(counted: Count
         assert counted.encoded == encoded
 
 
-def test_a_model_is_known_by_the_sha256_of_its_file(small: Segmenter, checkpoint: Path) -> None:
-    assert small._sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+def test_a_model_is_known_by_the_sha256_of_its_file(small: Segmenter, small_checkpoint: Path) -> None:
+    assert small._sha256 == hashlib.sha256(small_checkpoint.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -205,10 +210,44 @@ def test_a_question_broken_off_leaves_the_next_one_right(small: Segmenter) -> No
 
 
 def test_a_fine_tuned_model_may_show_the_masks_of_boxes_alone(tmp_path: Path, small: Segmenter) -> None:
-    path = sam2_files.save(tmp_path / "tuned.pt", multimask_fallback=False)
-    tuned = open_segmenter(path, device="cpu", cache=None, image_px=SMALL_PX)
+    path = sam2_files.save(tmp_path / "tuned.pt", image_px=SMALL_PX, multimask_fallback=False)
+    tuned = open_segmenter(path, device="cpu", cache=None)
     masks = [_masks(each, _image(), 6, "a") for each in (tuned, small)]
     assert not np.array_equal(*masks)
+
+
+def test_images_are_stretched_to_the_edge_that_the_file_was_trained_at(small: Segmenter) -> None:
+    embedding = small._encode(_image())
+    edges = [tensor.shape[-1] for tensor in (embedding.image, *embedding.high_resolution)]
+    assert edges == [SMALL_PX // 16, SMALL_PX // 4, SMALL_PX // 8]
+    assert embedding.size_bytes == sum(
+        tensor.numel() * tensor.element_size() for tensor in (embedding.image, *embedding.high_resolution)
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"image_px": 2048}, "its image_px is 2048; save it with the edge"),
+        ({"image_px": 0}, "its image_px is 0"),
+        ({"image_px": 100}, "its image_px is 100"),
+        ({"image_px": 128.0}, r"its image_px is 128\.0"),
+        ({"image_px": True}, "its image_px is True"),
+        ({"image_px": None}, "its image_px is None"),
+        ({"image_px": "128"}, "its image_px is '128'"),
+        ({"image_px": 32 * 10**600}, "its image_px is 320+…0+;"),
+        ({"image_px": [128]}, "its image_px is a list"),
+        ({"image_px": torch.tensor(128)}, "its image_px is a Tensor"),
+        ({"multimask_fallback": 0}, "its multimask_fallback is 0; save it with True or False"),
+        ({"multimask_fallback": "no"}, "its multimask_fallback is 'no'"),
+    ],
+)
+def test_what_a_file_says_of_its_use_is_not_taken_on_trust(
+    tmp_path: Path, said: dict[str, object], told: str
+) -> None:
+    path = sam2_files.save(tmp_path / "tuned.pt", {"model": sam2_files.hollow(), **said})
+    with pytest.raises(ModelInvalidError, match=f"tuned.pt says that {told}"):
+        open_segmenter(path, device="cpu", cache=None)
 
 
 def test_it_says_how_large_and_how_exact_it_is(small: Segmenter) -> None:

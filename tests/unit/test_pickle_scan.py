@@ -45,7 +45,11 @@ def test_names_and_text_of_a_harmless_pickle_are_found(tmp_path: Path) -> None:
     found = pickle_scan.scan(checkpoint(tmp_path / "a.pt", OrderedDict(model={"k"}, where="/home/anna/run")))
 
     assert found.types == {"collections.OrderedDict", "builtins.set"}
-    assert (found.dangerous, found.not_ours, found.local_paths) == ([], [], ["/home/anna/run"])
+    assert (found.dangerous, found.beyond(pickle_scan.YOLO11_TYPES), found.local_paths) == (
+        [],
+        [],
+        ["/home/anna/run"],
+    )
 
 
 @pytest.mark.parametrize(
