@@ -6,11 +6,16 @@ from rvmcv_worker.reference.server import ReferenceServer
 from tests.worker_process import WorkerProcess
 
 SMALL = {"base_model": "yolo11n.yaml", "epochs": 2, "img_size": 64, "batch_size": 8, "seed": 3}
+#: The same for `sam2`: random weights, and pictures of 64 px.
+SMALL_SAM2 = {"base_model": "scratch", "epochs": 4, "img_size": 64, "batch_size": 2, "objects": 4, "seed": 3}
 
 
-def first_error(server: ReferenceServer, worker: WorkerProcess, config: dict[str, object]) -> dict[str, str]:
+def first_error(
+    server: ReferenceServer, worker: WorkerProcess, config: dict[str, object], job_type: str = "yolo11"
+) -> dict[str, str]:
     """Run a job that must fail or be handed back; its error is in the log, and nothing of it is left."""
-    job_id = server.queue_training({**SMALL, **config})
+    small = SMALL_SAM2 if job_type == "sam2" else SMALL
+    job_id = server.queue_training({**small, **config}, job_type=job_type)
     job = server.wait_for_job(job_id, lambda job: bool(job["attempts"] and job["attempts"][0]["error"]), 60)
     server.cancel(job_id)
     assert worker.workspace_files() == []

@@ -9,7 +9,7 @@ from sqlalchemy import Integer, Select, Text, bindparam, case, cast, exists, fun
 
 from rvmcv_worker.reference import wire
 from rvmcv_worker.reference.activation import active_model
-from rvmcv_worker.reference.gpus import GPUS_LIMIT, placeable
+from rvmcv_worker.reference.gpus import GPUS_LIMIT, ON_ONE_GPU, placeable
 from rvmcv_worker.reference.jobs import JOB_TABLES, fail_if_exhausted, table_of
 from rvmcv_worker.reference.states import JobStatus
 from rvmcv_worker.reference.tables import Attempt, Job, Seconds, TrainingJob, rank_of
@@ -117,7 +117,10 @@ def _offerable(table: type[Job], gpus: int, ageing_s: float) -> Select[Job]:
             # Its lease ran out, but it is still at work: its result is to be waited for.
             ~held_by_asker,
             # As JSON text: what is not a number is for the worker to refuse.
-            func.coalesce(cast(table.config["gpus"], Text), "1").not_in(too_many),
+            or_(
+                table.job_type.in_(ON_ONE_GPU),
+                func.coalesce(cast(table.config["gpus"], Text), "1").not_in(too_many),
+            ),
             table.id.not_in(bindparam("taken", expanding=True)),
         )
         .order_by(rank_of(table.priority, table.created_at, ageing_s), table.created_at, table.id)

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rvmcv_worker.control_client import ControlClient, ControlError
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings, Timing
+from tests.front import front
 from tests.worker_process import WorkerProcess, eventually, still_alive
 
 LONG = {"steps": 10_000, "step_s": 0.05}
@@ -89,45 +89,6 @@ def _seen_by_server(server: ReferenceServer) -> dict[str, Any]:
     return status
 
 
-@contextlib.contextmanager
-def _front(server: ReferenceServer, look: Callable[[str, bytes], bool]) -> Iterator[str]:
-    """A front before the server, which answers 404 where `look` says no to path and body; its URL."""
-
-    class Front(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if not look(self.path.split("?")[0], body):
-                status, content = 404, b"<html>not found</html>"
-            else:
-                headers = {name: self.headers[name] for name in ("Authorization", "Accept", "Content-Type")}
-                answer = requests.request(
-                    self.command, server.url + self.path, data=body, headers=headers, timeout=60
-                )
-                status, content = answer.status_code, answer.content
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_args: object) -> None:
-            """Say nothing."""
-
-    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
-    front.daemon_threads = True
-    thread = threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{front.server_port}"
-    finally:
-        front.shutdown()
-        thread.join()
-        front.server_close()
-
-
 def test_drain_wait_returns_with_everything_handed_back_and_the_worker_up(
     server: ReferenceServer, worker: WorkerProcess
 ) -> None:
@@ -162,7 +123,7 @@ def test_a_claim_on_its_way_when_a_drain_comes_is_handed_back(tmp_path: Path) ->
 
     with (
         ReferenceServer(tmp_path / "server") as server,
-        _front(server, slow_claim) as url,
+        front(server, slow_claim) as url,
         WorkerProcess(tmp_path / "worker", server, url=url) as worker,
     ):
         job_id = _queue(server, LONG)
@@ -295,7 +256,7 @@ def test_a_wish_of_the_servers_is_known_before_the_first_claim(tmp_path: Path) -
 
     with (
         ReferenceServer(tmp_path / "server") as server,
-        _front(server, late_status) as url,
+        front(server, late_status) as url,
         # Times are those of production: a lane waits some seconds for the wishes.
         WorkerProcess(tmp_path / "worker", server, url=url, scale=1.0) as worker,
     ):
@@ -431,7 +392,7 @@ def test_a_new_token_delivers_at_once_what_the_old_one_could_not(
 def test_worker_status_says_when_there_is_no_storage(tmp_path: Path) -> None:
     with (
         ReferenceServer(tmp_path / "server") as server,
-        _front(server, lambda path, _body: not path.endswith("/job-uploads")) as url,
+        front(server, lambda path, _body: not path.endswith("/job-uploads")) as url,
         WorkerProcess(tmp_path / "worker", server, url=url, s3_keys=False) as worker,
     ):
         eventually(lambda: server.workers() and _seen_by_server(server)["reasons"])

@@ -83,6 +83,15 @@ def _deliver(
     return model
 
 
+def test_one_that_asks_for_several_gpus_is_offered_to_be_refused(
+    server: ReferenceServer, worker: Talker
+) -> None:
+    job_id = worker.queue({"gpus": 4})
+    assert [job["job_id"] for job in worker.poll(gpus_free=1, gpus=1)] == [job_id]
+    assert server.job(job_id)["waits_for"] is None
+    server.cancel(job_id)
+
+
 def test_before_anything_is_measured_there_are_no_scores(
     server: ReferenceServer, worker: Talker, running: tuple[str, str]
 ) -> None:
