@@ -1,7 +1,8 @@
 """Unpack a data set's archive, which is taken for hostile, into an empty folder.
 
-Of a .zip or .tar (.gz, .bz2, .xz) only images, label files and YAML are written; of a zip nothing before
-every name in it has been checked. Caches (`*.cache` and `*.npy` can be pickles) never reach the disk.
+Of a .zip or .tar (.gz, .bz2, .xz) only images, label files and YAML are written, and JSON where it is wanted;
+of a zip nothing before every name in it has been checked. Caches (`*.cache` and `*.npy` can be pickles) never
+reach the disk.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -50,6 +51,8 @@ _ARCHIVE_SUFFIXES = frozenset(
 )
 
 MAX_YAML_BYTES = 256 * 1024
+#: The largest of COCO itself, of 118,000 images, has 469 MB.
+MAX_JSON_BYTES = 512 * 1024 * 1024
 #: Below this an archive may unpack to any multiple of its size: a few empty label files do.
 _FREE_BYTES = 16 * 1024 * 1024
 
@@ -119,28 +122,39 @@ class _Budget:
             raise DatasetInvalidError(f"the archive unpacks to more than {self._why}")
 
 
-def extract(path: Path, target: Path, limits: Limits, tick: Callable[[float], None]) -> Unpacked:
-    """Unpack the archive at `path` into the new folder `target`.
+def extract(
+    path: Path, target: Path, limits: Limits, tick: Callable[[float], None], *, with_json: bool = False
+) -> Unpacked:
+    """Unpack the archive at `path` into the new folder `target`; .json only `with_json`.
 
     `tick(fraction)` is called for each entry and may raise to stop. Raises `DatasetInvalidError` for what is
     hostile, damaged or no archive, and `DiskQuotaError` when the disk is full.
     """
     kind = _kind(path)
+    max_bytes = dict.fromkeys(YAML_SUFFIXES, MAX_YAML_BYTES) | (
+        {".json": MAX_JSON_BYTES} if with_json else {}
+    )
+
+    def why_skipped(entry: Entry, name: str) -> str:
+        return _why_skipped(entry, name, max_bytes)
+
     budget = _Budget(path.stat().st_size, limits)
     target.mkdir(mode=0o700)
     try:
         if kind != "zip":
             entries = _named(tar_entries(path, kind, budget.spend), limits.max_entries)
-            return _write(entries, target, lambda _: None, lambda _: tick(0.0))
+            return _write(entries, target, why_skipped, lambda _: None, lambda _: tick(0.0))
         with zip_entries(path, limits.max_entries) as listed:
             # All names are checked, and all claims added up, before the first byte is written.
             named = list(_named(listed, limits.max_entries))
-            claimed_bytes = sum(entry.size_bytes for entry, name in named if not _why_skipped(entry, name))
+            claimed_bytes = sum(entry.size_bytes for entry, name in named if not why_skipped(entry, name))
             if claimed_bytes > limits.max_unpacked_bytes:
                 raise DatasetInvalidError(
                     f"the archive unpacks to more than the limit of {limits.max_unpacked_bytes} bytes"
                 )
-            return _write(named, target, budget.spend, lambda done: tick(done / max(1, len(named))))
+            return _write(
+                named, target, why_skipped, budget.spend, lambda done: tick(done / max(1, len(named)))
+            )
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise DiskQuotaError("the disk is full: the data set does not fit when unpacked") from error
@@ -190,8 +204,11 @@ def _named(entries: Iterable[Entry], max_entries: int) -> Iterator[tuple[Entry, 
         yield entry, names.add(entry.name, is_dir=entry.is_dir)
 
 
-def _why_skipped(entry: Entry, name: str) -> str:
-    """Return what kind of thing an entry is that is left in the archive, or "" for one that is wanted."""
+def _why_skipped(entry: Entry, name: str, max_bytes: Mapping[str, int]) -> str:
+    """Return what kind of thing an entry is that is left in the archive, or "" for one that is wanted.
+
+    `max_bytes` are the endings beside images and labels that are wanted, and how large these may be.
+    """
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
     if entry.is_dir:
@@ -200,14 +217,15 @@ def _why_skipped(entry: Entry, name: str) -> str:
         return "hidden"  # Ultralytics does not see them either
     if suffix in IMAGE_SUFFIXES or suffix == ".txt":
         return ""
-    if suffix in YAML_SUFFIXES:
-        return "" if entry.size_bytes <= MAX_YAML_BYTES else f".yaml over {MAX_YAML_BYTES} bytes"
+    if suffix in max_bytes:
+        return "" if entry.size_bytes <= max_bytes[suffix] else f"{suffix} over {max_bytes[suffix]} bytes"
     return printable(suffix, 20) or "without ending"
 
 
 def _write(
     named: Iterable[tuple[Entry, str]],
     target: Path,
+    why_skipped: Callable[[Entry, str], str],
     spend: Callable[[int], None],
     tick: Callable[[int], None],
 ) -> Unpacked:
@@ -216,7 +234,7 @@ def _write(
     folders: set[str] = set()
     for done, (entry, name) in enumerate(named):
         tick(done)
-        if why := _why_skipped(entry, name):
+        if why := why_skipped(entry, name):
             skipped[why] += 1
             continue
         folder, _, _ = name.rpartition("/")

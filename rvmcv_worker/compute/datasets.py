@@ -15,7 +15,9 @@ from typing import Any
 
 from rvmcv_worker.compute.archive import Limits, extract
 from rvmcv_worker.compute.child import Child
+from rvmcv_worker.compute.coco_source import find_coco
 from rvmcv_worker.compute.data_yaml import SPLITS, write_data_yaml
+from rvmcv_worker.compute.label_source import Source
 from rvmcv_worker.compute.layouts import Item
 from rvmcv_worker.compute.leaks import find_leaks, near_groups
 from rvmcv_worker.compute.placement import place_images, place_instances, place_labels
@@ -50,17 +52,27 @@ def _prepare(job: dict[str, Any], child: Child, report: Report) -> None:
     progress = _Progress(child)
     limits = Limits.from_job(job["limits"])
     unpacked = child.directory / "unpacked"
-    found = extract(child.root / job["archive"], unpacked, limits, lambda done: progress.at(done * _UNPACKED))
+    sam2 = job["job_type"] == "sam2"
+    found = extract(
+        child.root / job["archive"],
+        unpacked,
+        limits,
+        lambda done: progress.at(done * _UNPACKED),
+        with_json=sam2,
+    )
     report.skipped = found.skipped
 
-    source = find_yolo(job, unpacked, found.files, report)
+    source: Source | None = None
+    if sam2:
+        source = find_coco(job, unpacked, found.files, report, limits.max_image_pixels, child.check_stop)
+    if source is None:
+        source = find_yolo(job, unpacked, found.files, report)
     layout = source.layout
-    sam2 = job["job_type"] == "sam2"
 
     check = Check(unpacked, source, limits.max_image_pixels, decode=sam2)
     items = [item for found_items in layout.splits.values() for item in found_items]
     samples = inspect_all(items, check, report.faults, progress.inspected)
-    _require_good(items, samples, report, float(job["max_bad_fraction"]))
+    _require_good(items, samples, layout.missing, report, float(job["max_bad_fraction"]))
 
     good = {
         split: tuple(item for item in found_items if not samples[item.image].bad)
@@ -116,11 +128,11 @@ class _Progress:
 
 
 def _require_good(
-    items: Sequence[Item], samples: dict[str, Sample], report: Report, max_bad_fraction: float
+    items: Sequence[Item], samples: dict[str, Sample], missing: int, report: Report, max_bad_fraction: float
 ) -> None:
     """Refuse a set with too many bad images, and one in which nothing is labelled."""
-    report.images = len(samples)
-    report.bad_images = sum(sample.bad for sample in samples.values())
+    report.images = len(samples) + missing
+    report.bad_images = sum(sample.bad for sample in samples.values()) + missing
     if report.bad_fraction > max_bad_fraction:
         raise DatasetInvalidError(
             f"{report.bad_images} of {report.images} images ({report.bad_fraction:.1%}) are bad, at most "

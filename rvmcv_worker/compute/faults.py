@@ -36,14 +36,51 @@ class FaultKind(Enum):
     CLASS_UNKNOWN = "class_out_of_range", Effect.IMAGE, "the class id has no name in the data set"
     NEGATIVE = "negative", Effect.IMAGE, "a coordinate or a size lies below 0"
     NOT_NORMALISED = "out_of_bounds", Effect.IMAGE, "a coordinate lies above 1: pixels in place of fractions?"
+    OUT_OF_IMAGE = "out_of_bounds", Effect.IMAGE, "a coordinate lies beyond the image's width or height"
     MIXED = "mixed_box_polygon", Effect.IMAGE, "boxes and polygons in one label file"
     BOX_IN_SEGMENT = "box_in_segment", Effect.IMAGE, "boxes where a segmentation needs polygons"
     NOTHING_LEFT = "nothing_left", Effect.IMAGE, "no usable line is left: it would train as background"
+    SEGMENTATION = (
+        "segmentation_unreadable",
+        Effect.IMAGE,
+        "a COCO segmentation that is neither polygons nor run lengths",
+    )
+    IMAGE_MISSING = "image_missing", Effect.IMAGE, "a COCO file names an image that the archive does not have"
+    IMAGE_UNCLEAR = (
+        "image_unclear",
+        Effect.IMAGE,
+        "a COCO file has two images of one id, or one image in two sizes: which is meant is not known",
+    )
+    IMAGE_SIZE_WRONG = (
+        "image_size_wrong",
+        Effect.IMAGE,
+        "the size in the COCO file is no size, or that of the image turned by 90 degrees",
+    )
     FEW_POINTS = "polygon_points", Effect.LINE, "a polygon of fewer than 3 points"
     ZERO_SIZE = "zero_size_box", Effect.LINE, "a box without width or height"
     SLIVER = "sliver_polygon", Effect.LINE, "a polygon that covers no area"
+    NO_SEGMENTATION = "no_segmentation", Effect.LINE, "an annotation of a box alone"
+    CROWD = "crowd", Effect.LINE, "many objects in one annotation (iscrowd)"
+    EMPTY_MASK = "empty_mask", Effect.LINE, "run lengths that cover no pixel"
+    ORPHAN = "annotation_without_image", Effect.LINE, "an annotation of an image that its file does not list"
     DUPLICATE = "duplicate_line", Effect.WARNING, "the same line again; Ultralytics takes it once"
     OUTSIDE = "outside_image", Effect.WARNING, "reaches beyond the edge of the image"
+    DUPLICATE_OBJECT = "duplicate_object", Effect.WARNING, "the same annotation again; it is taken once"
+    PIECE = (
+        "piece_left_out",
+        Effect.WARNING,
+        "a piece of an object with fewer than 3 points; the others are taken",
+    )
+    LISTED_AGAIN = (
+        "image_listed_again",
+        Effect.WARNING,
+        "an image that is listed twice; what is labelled on it is taken together",
+    )
+    IMAGE_SIZE_DIFFERS = (
+        "image_size_differs",
+        Effect.WARNING,
+        "the size in the COCO file is not the image's; what is labelled is scaled to the image",
+    )
     SELF_CROSSING = (
         "self_crossing",
         Effect.WARNING,

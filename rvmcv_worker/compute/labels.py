@@ -25,7 +25,7 @@ _BOX_COLUMNS = 5
 #: More than any one image's labels take.
 MAX_BYTES = 4 * 1024 * 1024
 #: More faults than this in one file tell nothing new.
-_MAX_FAULTS = 100
+MAX_FAULTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ def parse_label(content: bytes, class_count: int, *, segment: bool, tell_crossin
         faults.append(Fault(FaultKind.NOTHING_LEFT, line=rows[0][0]))
     faults.sort(key=lambda fault: list(Effect).index(fault.kind.effect))  # the decisive ones first
     if any(fault.kind.effect is Effect.IMAGE for fault in faults):
-        return _bad(*faults[:_MAX_FAULTS])
+        return _bad(*faults[:MAX_FAULTS])
     text = [line for number, line in enumerate(lines, 1) if number not in left_out]
     return Label(
         classes=tuple(int(values[0]) for values in kept),
-        faults=tuple(faults[:_MAX_FAULTS]),
+        faults=tuple(faults[:MAX_FAULTS]),
         rewritten="\n".join([*text, ""]) if left_out else None,
         instances=tuple(_instance(values) for values in kept) if polygons and segment else (),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -16,7 +16,7 @@ from rvmcv_worker.compute.archive import IMAGE_SUFFIXES
 from rvmcv_worker.compute.data_yaml import SPLITS, DataYaml
 from rvmcv_worker.compute.printable import printable
 
-_Parts = tuple[str, ...]
+Parts = tuple[str, ...]
 
 _SPLIT_WORD = re.compile(
     r"^(train|training|val|valid|validation|test|testing)(?:[-_ ]?(?:set|data|split)?[-_ ]?\d*)$"
@@ -55,6 +55,8 @@ class Layout:
     #: For people: ``train: train/images; val: valid/images``.
     description: str
     warnings: tuple[str, ...]
+    #: Images that the labels name and the archive does not have.
+    missing: int = 0
 
 
 def plan(files: Sequence[str], hints: DataYaml) -> Layout:
@@ -62,13 +64,13 @@ def plan(files: Sequence[str], hints: DataYaml) -> Layout:
     images = sorted(name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES)
     texts = {_key(name): name for name in files if name.lower().endswith(".txt")}
     warnings: list[str] = []
-    sources: dict[str, list[tuple[_Parts, str]]] = defaultdict(list)  # split -> (folder, image)
+    sources: dict[str, list[tuple[Parts, str]]] = defaultdict(list)  # split -> (folder, image)
     named = _by_hints(images, hints, warnings)
     for split, folders in named.items():
         taken: set[str] = set()
         for folder in folders:
             for image in images:
-                if image not in taken and _parts(image)[: len(folder)] == folder:
+                if image not in taken and parts_of(image)[: len(folder)] == folder:
                     taken.add(image)
                     sources[split].append((folder, image))
     assigned = {image for found in sources.values() for _, image in found}
@@ -76,20 +78,24 @@ def plan(files: Sequence[str], hints: DataYaml) -> Layout:
     for image in images:
         if image in assigned:
             continue
-        split, folder = _by_folder(_parts(image))
+        split, folder = by_folder(parts_of(image))
         if split and split not in named:
             sources[split].append((folder, image))
         else:
             unassigned.append(image)
     if not sources or (set(sources) == {"test"} and unassigned):
-        folder = _common_folder(unassigned)
+        folder = common_folder(unassigned)
         sources["train"] = [(folder, image) for image in unassigned]
         unassigned = []
     if unassigned:
         warnings.append(
             f"{len(unassigned)} image(s) outside the splits are not used, as '{printable(unassigned[0])}'"
         )
-    splits = {split: _items(sources[split], texts) for split in SPLITS if split in sources}
+
+    def label_of(image: str) -> str | None:
+        return next((texts[key] for key in _label_keys(image) if key in texts), None)
+
+    splits = {split: items_of(sources[split], label_of) for split in SPLITS if split in sources}
     warnings += _orphans(texts, splits)
     described = []
     for split in splits:
@@ -98,7 +104,8 @@ def plan(files: Sequence[str], hints: DataYaml) -> Layout:
     return Layout(splits=splits, description="; ".join(described), warnings=tuple(warnings))
 
 
-def _parts(path: str) -> _Parts:
+def parts_of(path: str) -> Parts:
+    """Return the components of a path in the archive."""
     return tuple(path.split("/"))
 
 
@@ -107,37 +114,39 @@ def _key(path: str) -> str:
     return path.rpartition(".")[0].casefold()
 
 
-def _split_of(folder: str) -> str:
+def split_of(folder: str) -> str:
+    """Return the split that a folder is called after, or ""."""
     match = _SPLIT_WORD.match(folder.lower())
     return _SPLIT_OF[match.group(1)[:3]] if match else ""
 
 
-def _by_folder(image: _Parts) -> tuple[str, _Parts]:
+def by_folder(image: Parts) -> tuple[str, Parts]:
     """Return (split, folder) by the innermost folder that is called after a split; ("", ()) without one."""
     for end in range(len(image) - 1, 0, -1):
-        if split := _split_of(image[end - 1]):
+        if split := split_of(image[end - 1]):
             inner = end < len(image) - 1 and image[end].lower() in _IMAGE_FOLDERS
             return split, image[: end + 1] if inner else image[:end]
     return "", ()
 
 
-def _common_folder(images: Sequence[str]) -> _Parts:
-    common = _parts(images[0])[:-1] if images else ()
+def common_folder(images: Sequence[str]) -> Parts:
+    """Return the innermost folder that all the images lie in."""
+    common = parts_of(images[0])[:-1] if images else ()
     for image in images:
-        parts = _parts(image)
+        parts = parts_of(image)
         while parts[: len(common)] != common:
             common = common[:-1]
     return common
 
 
-def _by_hints(images: Sequence[str], hints: DataYaml, warnings: list[str]) -> dict[str, tuple[_Parts, ...]]:
+def _by_hints(images: Sequence[str], hints: DataYaml, warnings: list[str]) -> dict[str, tuple[Parts, ...]]:
     """Return the folders of each split that `data.yaml` names and the archive has."""
-    folders: dict[_Parts, _Parts] = {}  # folded -> as written, each folder with an image somewhere below it
+    folders: dict[Parts, Parts] = {}  # folded -> as written, each folder with an image somewhere below it
     for image in images:
-        parts = _parts(image)
+        parts = parts_of(image)
         for end in range(len(parts)):
-            folders.setdefault(_folded(parts[:end]), parts[:end])
-    result: dict[str, tuple[_Parts, ...]] = {}
+            folders.setdefault(folded(parts[:end]), parts[:end])
+    result: dict[str, tuple[Parts, ...]] = {}
     for split, entries in hints.splits.items():
         resolved = [_resolve(entry, hints, folders) for entry in entries]
         found = tuple(dict.fromkeys(folder for folder in resolved if folder is not None))
@@ -154,20 +163,21 @@ def _by_hints(images: Sequence[str], hints: DataYaml, warnings: list[str]) -> di
     return result
 
 
-def _folded(parts: Sequence[str]) -> _Parts:
+def folded(parts: Sequence[str]) -> Parts:
+    """Return the components of a path without regard to case."""
     return tuple(part.casefold() for part in parts)
 
 
-def _plain(path: str) -> _Parts:
-    """Return the components of a path as a YAML has it, of any system, without drive, ``.`` and ``..``."""
+def plain_parts(path: str) -> Parts:
+    """Return the components of a path as people's files have it, of any system, without drive and dots."""
     without_drive = re.sub(r"^[A-Za-z]:", "", path.strip().replace("\\", "/"))
-    return _folded([part for part in without_drive.split("/") if part not in {"", ".", ".."}])
+    return folded([part for part in without_drive.split("/") if part not in {"", ".", ".."}])
 
 
-def _resolve(entry: str, hints: DataYaml, folders: dict[_Parts, _Parts]) -> _Parts | None:
+def _resolve(entry: str, hints: DataYaml, folders: dict[Parts, Parts]) -> Parts | None:
     """Return the archive's folder that a YAML's entry means, or None."""
-    root, relative = _plain(hints.root), _plain(entry)
-    here = _folded([part for part in hints.folder.parts if part != "."])
+    root, relative = plain_parts(hints.root), plain_parts(entry)
+    here = folded([part for part in hints.folder.parts if part != "."])
     for base in (here, here[:-1], ()):
         for candidate in (base + root + relative, base + relative):
             if candidate in folders:
@@ -176,7 +186,7 @@ def _resolve(entry: str, hints: DataYaml, folders: dict[_Parts, _Parts]) -> _Par
     whole = root + relative
     for length in range(len(whole), 0, -1):
         end = whole[-length:]
-        if length == 1 and not _split_of(end[0]):
+        if length == 1 and not split_of(end[0]):
             break  # `images` alone would be anyone's
         matches = sorted((folder for folder in folders if folder[-length:] == end), key=len)
         if matches and (len(matches) == 1 or len(matches[0]) < len(matches[1])):
@@ -186,7 +196,7 @@ def _resolve(entry: str, hints: DataYaml, folders: dict[_Parts, _Parts]) -> _Par
 
 def _label_keys(image: str) -> Iterator[str]:
     """Yield where an image's label may lie, as keys, Ultralytics' own places first."""
-    *folder, stem = _parts(_key(image))
+    *folder, stem = parts_of(_key(image))
     for index in range(len(folder) - 1, -1, -1):
         if folder[index] in _IMAGE_FOLDERS:
             for name in _LABEL_FOLDERS:
@@ -199,13 +209,16 @@ def _label_keys(image: str) -> Iterator[str]:
         yield "/".join([*folder[:-1], name, stem])
 
 
-def _items(found: Sequence[tuple[_Parts, str]], texts: dict[str, str]) -> tuple[Item, ...]:
-    """Return the items of a split; images of several folders get a numbered folder each, in their order."""
+def items_of(found: Sequence[tuple[Parts, str]], label_of: Callable[[str], str | None]) -> tuple[Item, ...]:
+    """Return the items of a split, given (folder, image) and the label file of an image.
+
+    Images of several folders get a numbered folder each, in their order.
+    """
     folders = sorted({folder for folder, _ in found}, key=lambda folder: "/".join([*folder, ""]))
     items = []
     used: set[str] = set()
     for folder, image in found:
-        below = list(_parts(image)[len(folder) :])
+        below = list(parts_of(image)[len(folder) :])
         # Ultralytics finds labels by the last folder called `images`: there must be none but ours.
         below[:-1] = [part + "_" if part == "images" else part for part in below[:-1]]
         prefix = [f"{folders.index(folder):02d}"] if len(folders) > 1 else []
@@ -213,8 +226,7 @@ def _items(found: Sequence[tuple[_Parts, str]], texts: dict[str, str]) -> tuple[
             below[-1] = "_" + below[-1]
         target = "/".join([*prefix, *below])
         used.add(target)
-        label = next((texts[key] for key in _label_keys(image) if key in texts), None)
-        items.append(Item(image=image, label=label, target=target))
+        items.append(Item(image=image, label=label_of(image), target=target))
     return tuple(sorted(items, key=lambda item: item.target))
 
 
