@@ -14,9 +14,9 @@ from rvmcv_worker.sam2_options import Sam2Options
 
 _Done = TypeVar("_Done")
 
-#: Squares' pixels that are encoded at once, and those whose objects are decoded at once, before any memory ran
-#: out. On a CPU what is at once should fit its cache: at 1024 px two objects are as fast as any number, at 256 px
-#: sixteen take two thirds of the time that they take one by one.
+#: Pixels of the squares that are encoded at once, and of those whose objects are decoded at once, before any
+#: memory ran out. On a CPU they should fit its cache: at 1024 px two objects are as fast as any number, at
+#: 256 px sixteen take two thirds of the time that they take one by one.
 _IMAGES_PX = {"cpu": 1024**2, "cuda": 2**62}
 _OBJECTS_PX = {"cpu": 2 * 1024**2, "cuda": 64 * 1024**2}
 
