@@ -1,11 +1,11 @@
 """What SAM2 is asked while it is fine-tuned: boxes, points, and clicks where it erred.
 
-As Meta trains it: `sample_box_points` and `sample_random_points_from_errors` of `sam2/modeling/sam2_utils.py`,
-`_iter_correct_pt_sampling` of `training/model/sam2.py`; Kirillov et al., "Segment Anything", 2023, appendix A;
-Ravi et al., "SAM 2", 2024, appendix D.
+As Meta trains it: `sample_box_points` and `sample_random_points_from_errors` of
+`sam2/modeling/sam2_utils.py`, `_iter_correct_pt_sampling` of `training/model/sam2.py`; Kirillov et al.,
+"Segment Anything", 2023, appendix A; Ravi et al., "SAM 2", 2024, appendix D.
 
-All chance comes in as numbers drawn before, a row for each object (`draw`). An object's row goes where the object
-goes, so how objects are parted into chunks changes no prompt.
+All that is left to chance are numbers drawn before, a row for each object (`draw`). A row goes where its
+object goes, so how objects are parted into chunks changes no prompt.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def boxes_of(masks: Tensor) -> Tensor:
 def first_prompts(masks: Tensor, chances: Tensor, *, box_share: float) -> tuple[Prompts, Tensor]:
     """Return a jittered box or a point within each mask, and which have a box, (m,) bool on the CPU.
 
-    `masks`: (m, px, px) bool, none empty. `chances`: their rows of `draw`. Points have one place in the prompts where
-    no object has a box; beside boxes they are padded to two.
+    `masks`: (m, px, px) bool, none empty. `chances`: their rows of `draw`. Beside boxes a point is padded to
+    two; where no object has a box it stands alone, as it does in inference.
     """
     is_box = boxed(chances, box_share)
     chances, on_device = chances.to(masks.device), is_box.to(masks.device)
@@ -74,9 +74,9 @@ def correct(prompts: Prompts, logits: Tensor, masks: Tensor, chance: Tensor) -> 
     """Return the prompts with one click more, where `logits` err, and with `logits` as mask prompt.
 
     `logits`: (m, 1, h, w), of the mask that a user would have been shown. `masks`: (m, px, px) bool.
-    `chance`: (m,), a column of `draw`. A click on what was missed is foreground (1), on what was too much background
-    (0). Where nothing is wrong it is a background click outside the mask, as Meta does it; a mask that
-    is the whole image has no outside and is clicked inside.
+    `chance`: (m,), a column of `draw`. A click on what was missed is foreground (1), on what was too much
+    background (0). Where nothing is wrong it is background, anywhere outside the mask, as Meta does it; a
+    mask that is the whole image has no outside and is clicked inside.
     """
     logits = logits.detach().float()
     shown = functional.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
