@@ -80,6 +80,8 @@ class Step:
             of_these = (image_of >= few.start) & (image_of < few.stop)
             for kind in (is_box, ~is_box):
                 chosen = torch.nonzero(of_these & kind)[:, 0]
+                if not len(chosen):  # of nothing, too, `split` makes a chunk
+                    continue
                 for chunk in torch.split(chosen, self._memory.objects_at_once):
                     self._check_stop()
                     masks = batch.masks[chunk].to(self._network.device)
