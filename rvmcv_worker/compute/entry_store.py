@@ -38,7 +38,9 @@ class MemoryStore:
 
     def append(self, entry: Entry) -> None:
         """Keep a copy of its own."""
-        self._entries.append(entry.copy())
+        kept = entry.copy()
+        kept.flags.writeable = False
+        self._entries.append(kept)
 
     def expect(self, numbers: list[int]) -> None:
         """Nothing is nearer than memory."""

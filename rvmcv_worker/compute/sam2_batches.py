@@ -5,9 +5,9 @@ All of it follows from (seed, epoch) alone: a training that goes on at an epoch 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import contextlib
+from collections import Counter
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,6 +16,7 @@ import torch
 
 from rvmcv_worker.compute.sam2_embeddings import Embeddings, Key, Loaded
 from rvmcv_worker.compute.sam2_samples import UPRIGHT, Batch, Flip, Samples
+from rvmcv_worker.in_order import in_order
 from rvmcv_worker.sam2_options import Sam2Options
 
 #: What is drawn for an epoch, each from a generator of its own.
@@ -35,17 +36,29 @@ class _Part:
 
 
 def batches(
-    samples: Samples, embeddings: Embeddings, options: Sam2Options, epoch: int
+    samples: Samples, embeddings: Embeddings, options: Sam2Options, epoch: int, *, threads: int | None = None
 ) -> Generator[Batch, None, None]:
     """Yield an epoch's batches, `options.batch` images each, the last of them maybe with fewer.
 
-    Close it (`contextlib.closing`) when it is left early: a thread may be reading ahead.
+    `threads` make the next ones meanwhile; unless told, one does where the network is on a GPU: on the CPU
+    it would take the network's own time. Close this (`contextlib.closing`) when it is left early.
     """
     device = embeddings.network.device
-    for part in _in_turn(samples, embeddings, options, epoch):
-        frozen = embeddings.finish(part.keys, part.loaded)
-        masks = part.masks.to(device, non_blocking=True)
-        yield Batch(frozen, masks, part.image_of.to(device, non_blocking=True))
+    if threads is None:
+        threads = 1 if device.type == "cuda" else 0
+    order = _generator(options, epoch, _ORDER).permutation(len(samples)).tolist()
+    flips = _flips(len(samples), options, epoch)
+    chosen = [order[start : start + options.batch] for start in range(0, len(order), options.batch)]
+
+    def make(indices: list[int]) -> _Part:
+        return _make(samples, embeddings, options, epoch, [(index, flips[index]) for index in indices])
+
+    made = in_order(make, chosen, threads=threads) if threads else (make(indices) for indices in chosen)
+    with contextlib.closing(made):
+        for part in made:
+            frozen = embeddings.finish(part.keys, part.loaded)
+            masks = part.masks.to(device, non_blocking=True)
+            yield Batch(frozen, masks, part.image_of.to(device))
 
 
 def wanted_upright(samples: Samples) -> list[Key]:
@@ -59,33 +72,6 @@ def wanted_in_training(samples: Samples, options: Sam2Options, epochs: Iterable[
     for epoch in islice(epochs, _LOOKED_THROUGH):
         uses.update(enumerate(_flips(len(samples), options, epoch)))
     return sorted(uses, key=lambda key: (-uses[key], key))
-
-
-def _in_turn(
-    samples: Samples, embeddings: Embeddings, options: Sam2Options, epoch: int
-) -> Generator[_Part, None, None]:
-    """Yield the parts of batches; beside a GPU the next one is made meanwhile, on a thread."""
-    order = _generator(options, epoch, _ORDER).permutation(len(samples)).tolist()
-    flips = _flips(len(samples), options, epoch)
-    chosen = [order[start : start + options.batch] for start in range(0, len(order), options.batch)]
-
-    def make(indices: list[int]) -> _Part:
-        return _make(samples, embeddings, options, epoch, [(index, flips[index]) for index in indices])
-
-    if embeddings.network.device.type == "cpu":  # where a thread would only take the network's time
-        yield from map(make, chosen)
-        return
-    ahead: deque[Future[_Part]] = deque()
-    with ThreadPoolExecutor(1, "next-batch") as pool:
-        try:
-            for indices in chosen:
-                ahead.append(pool.submit(make, indices))
-                if len(ahead) > 1:
-                    yield ahead.popleft().result()
-            yield from (future.result() for future in ahead)
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 def _make(

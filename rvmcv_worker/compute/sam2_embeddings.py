@@ -5,8 +5,9 @@ It is always float16 (as `Network.frozen` makes it), kept or not: keeping change
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +24,7 @@ from rvmcv_worker.compute.sam2_memory import Memory
 from rvmcv_worker.compute.sam2_network import Network, frozen_shapes
 from rvmcv_worker.compute.sam2_samples import Flip, Samples
 from rvmcv_worker.errors import ModelInvalidError
+from rvmcv_worker.in_order import in_order
 from rvmcv_worker.sam2_options import Sam2Options
 
 #: An image of the split by its number, and how it is mirrored.
@@ -33,6 +35,8 @@ Key = tuple[int, Flip]
 _RAM_SHARE, _AUTO_SHARE = 0.5, 0.1
 #: Most images encoded at once, on a GPU: more of them save no time and wait in memory as squares.
 _MOST_AT_ONCE = 8
+#: Threads that make squares while a GPU encodes: it encodes one in less time than a thread decodes one.
+_THREADS = 4
 _HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -120,13 +124,14 @@ class Embeddings:
             return
         self._store = self._store or self._open_store()
         done = 0
-        for few, outputs in self._encoded_in_turn(keys, check_stop):
-            for key, output in zip(few, outputs, strict=True):
-                entry = torch.cat([part.flatten() for part in output]).cpu().numpy()
-                if not self._keep(key, entry):
-                    return
-            done += len(few)
-            tick(done, len(keys), (time.monotonic() - begun_s) / done * (len(keys) - done))
+        with contextlib.closing(self._encoded_in_turn(keys, check_stop)) as encoded:
+            for few, outputs in encoded:
+                for key, output in zip(few, outputs, strict=True):
+                    entry = torch.cat([part.flatten() for part in output]).cpu().numpy()
+                    if not self._keep(key, entry):
+                        return
+                done += len(few)
+                tick(done, len(keys), (time.monotonic() - begun_s) / done * (len(keys) - done))
 
     def get(self, index: int, flip: Flip) -> tuple[Tensor, ...]:
         """Return an image's frozen output, on the network's device."""
@@ -228,21 +233,31 @@ class Embeddings:
 
     def _encoded_in_turn(
         self, keys: list[Key], check_stop: Callable[[], None]
-    ) -> Iterator[tuple[list[Key], list[tuple[Tensor, ...]]]]:
+    ) -> Generator[tuple[list[Key], list[tuple[Tensor, ...]]], None, None]:
         """Yield a few keys and their frozen outputs, till all are done; each image is decoded once."""
         few: list[Key] = []
         squares: list[Tensor] = []
-        for index, mirrored in groupby(keys, key=lambda key: key[0]):
-            upright = self._samples.square(index)
-            for key in mirrored:
-                check_stop()
-                few.append(key)
-                squares.append(key[1].apply(upright))
-                if len(few) >= min(self._memory.images_at_once, _MOST_AT_ONCE):
-                    yield few, self._encode(few, squares)
-                    few, squares = [], []
+        images = [(index, list(mirrored)) for index, mirrored in groupby(keys, key=lambda key: key[0])]
+        with contextlib.closing(self._made([index for index, _ in images])) as made:
+            for (_, mirrored), upright in zip(images, made, strict=True):
+                for key in mirrored:
+                    check_stop()
+                    few.append(key)
+                    squares.append(key[1].apply(upright))
+                    if len(few) >= self._at_once():
+                        yield few, self._encode(few, squares)
+                        few, squares = [], []
         if few:
             yield few, self._encode(few, squares)
+
+    def _made(self, indices: list[int]) -> Generator[Tensor, None, None]:
+        """Yield images' squares; those that a GPU is to have next are made meanwhile."""
+        if self._network.device.type == "cuda":
+            return in_order(self._samples.square, indices, threads=_THREADS)
+        return (self._samples.square(index) for index in indices)
+
+    def _at_once(self) -> int:
+        return min(self._memory.images_at_once, _MOST_AT_ONCE)
 
     def _encode(self, keys: Sequence[Key], squares: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Return the frozen output of each square."""
@@ -251,8 +266,7 @@ class Embeddings:
             done = len(encoded)
 
             def of_a_few(done: int = done) -> tuple[Tensor, ...]:
-                count = min(self._memory.images_at_once, _MOST_AT_ONCE)
-                return self._network.frozen(torch.stack(list(squares[done : done + count])))
+                return self._network.frozen(torch.stack(list(squares[done : done + self._at_once()])))
 
             parts = self._memory.attempt(of_a_few, decodes=False)
             encoded += zip(*(part.unbind() for part in parts), strict=True)

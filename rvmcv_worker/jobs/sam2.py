@@ -61,6 +61,7 @@ class Sam2(training.Training):
                 "time_limit_h": config.time_limit_h,
                 "resume": resume,
                 "cache_bytes": _cache_bytes(attempt, size_bytes),
+                "memory_limit_bytes": int(attempt.services.settings.limits.max_job_memory_gb * 1e9),
             }
             trained = attempt.run_child(
                 checkpoints.CHILD,
