@@ -21,7 +21,7 @@ from rvmcv_worker.compute.sam2_score import Fit, Score
 from rvmcv_worker.errors import InvalidJobError
 
 if TYPE_CHECKING:
-    from rvmcv_worker.compute.sam2_embeddings import EmbeddingsFile
+    from rvmcv_worker.compute.sam2_embeddings import Embeddings
 
 #: Masks are measured at the image's own size, but with no longer side than this.
 MAX_SIDE_PX = 1024
@@ -41,7 +41,7 @@ class Proof:
     def __init__(
         self,
         samples: Samples,
-        cache: EmbeddingsFile | None,
+        cache: Embeddings | None,
         names: list[str],
         memory: Memory,
         check_stop: Callable[[], None],

@@ -60,7 +60,7 @@ class Score:
         everything = [fit for some in by_class.values() for fit in some]
         if not everything:
             raise DatasetInvalidError(
-                "no object of the val split is large enough to be measured; label larger ones"
+                "no object of the split has a pixel at the size that masks are measured at; label larger ones"
             )
         per_class = {
             name: {

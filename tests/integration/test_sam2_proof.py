@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from rvmcv_worker.compute.instances import Instance, LabelledImage
-from rvmcv_worker.compute.rle import Rle
 from rvmcv_worker.compute.sam2_memory import Memory
-from rvmcv_worker.compute.sam2_network import Decoded, Features, Network, Prompts
-from rvmcv_worker.compute.sam2_samples import UPRIGHT, Flip, Samples
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from rvmcv_worker.compute import mask_metrics, sam2_checkpoint
+from rvmcv_worker.compute.instances import Instance, LabelledImage
+from rvmcv_worker.compute.rle import Rle
+from rvmcv_worker.compute.sam2_network import Decoded, Features, Network, Prompts
 from rvmcv_worker.compute.sam2_proof import Proof
+from rvmcv_worker.compute.sam2_samples import UPRIGHT, Flip, Samples
 from rvmcv_worker.compute.segmenter import Segmenter
 from rvmcv_worker.errors import InvalidJobError, OutOfGpuMemoryError
 from rvmcv_worker.sam2_options import Sam2Options
@@ -304,3 +304,28 @@ def test_memory_is_that_of_a_few_masks_however_many_objects_there_are(
 
     assert score.instances == 16  # 14 MB of masks, were they all there
     assert peak < 9_000_000
+
+
+def test_photographs_of_garbage_are_measured(shared: Path, network: Network) -> None:
+    data = shared / "datasets/garbage_seg"
+    images = []
+    for path in sorted((data / "images/val").iterdir())[::20]:
+        height, width = cv2.imread(str(path)).shape[:2]
+        lines = (data / "labels/val" / f"{path.stem}.txt").read_text().splitlines()
+        objects = [
+            Instance(int(number), (np.array(vertices, np.float32).reshape(-1, 2),))
+            for number, *vertices in map(str.split, lines)
+        ]
+        images.append(LabelledImage(f"images/val/{path.name}", height, width, tuple(objects)))
+    samples = Samples(data, images, IMAGE_PX, split="val")
+    names = ["biological", "cardboard", "glass", "metal", "paper", "plastic"]
+    proof = Proof(samples, None, names, _memory(), lambda: None, lambda *_: None)
+
+    score, box = proof.measure(network), proof.box_as_mask()
+
+    assert score.instances + score.left_out == sum(len(image.instances) for image in images)
+    assert score.instances == box.instances == sum(each["instances"] for each in score.per_class.values())
+    # A model of random weights knows less than the box; photographed things fill much of theirs.
+    assert 0 < score.miou < box.miou < 0.95
+    assert box.miou > 0.5
+    assert 0 < score.boundary_f < 0.7

@@ -39,7 +39,7 @@ def test_means_are_over_objects_and_by_class() -> None:
 
 
 def test_where_nothing_can_be_measured_it_is_the_data_sets_fault() -> None:
-    with pytest.raises(DatasetInvalidError, match="large enough"):
+    with pytest.raises(DatasetInvalidError, match="label larger ones"):
         Score.of([[None]], [[0]], NAMES, left_out=0)
 
 
