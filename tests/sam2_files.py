@@ -10,6 +10,20 @@ import torch
 
 from rvmcv_worker.compute import sam2_checkpoint
 
+#: What a training of ours says beside the weights.
+METADATA: dict[str, Any] = {
+    "config": "sam2.1_hiera_tiny",
+    "base_model": "sam2-base-1",
+    "base_sha256": "ab" * 32,
+    "image_px": 128,
+    "trained": "decoder",
+    "classes": ["bottle", "can"],
+    "metrics": {"miou": 0.5, "per_class": {"bottle": {"miou": 0.5}, "can": {"miou": None}}},
+    "versions": {"torch": torch.__version__, "cuda": None},
+    "multimask_fallback": False,
+    "epochs": 3,
+}
+
 
 @functools.cache
 def weights(architecture: str = "sam2.1_hiera_tiny", seed: int = 0) -> dict[str, torch.Tensor]:

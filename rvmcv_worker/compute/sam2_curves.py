@@ -73,14 +73,15 @@ def _draw(history: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    largest = 0.0
     for name, colour in _LOSSES.items():
         epochs, values = _series(history, "losses", name)
         if any(value > 0 for value in values):
             _line(axes, epochs, values, colour, name, width=2.2 if name == "total" else 1.3)
-    if axes.lines:
+            largest = max(largest, *values)
+    if largest:
         # They are a hundred times apart, and fall as much; what is next to nothing must not squeeze the rest.
         axes.set_yscale("log", nonpositive="mask")
-        largest = max(float(max(line.get_ydata())) for line in axes.lines)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], largest / _LOSS_SPAN))
         _legend(axes)
     axes.set_title("Loss in training", loc="left", fontweight="bold")

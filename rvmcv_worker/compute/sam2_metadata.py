@@ -17,11 +17,10 @@ IMAGE_PX = 1024
 #: Meta's default.
 MULTIMASK_FALLBACK = True
 
-#: Largest metadata as JSON; 1000 classes, each with its metrics, have a tenth of it.
-MAX_BYTES = 1024 * 1024
+#: Largest metadata as JSON: as much as a result may have, which has the same metrics.
+MAX_BYTES = 16 * 1024 * 1024
 
 ImagePx = Annotated[int, Field(ge=64, le=1024, multiple_of=32)]
-_Name = Annotated[str, Field(max_length=200)]
 
 
 class Sam2Metadata(BaseModel):
@@ -30,16 +29,16 @@ class Sam2Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     #: The architecture, one of `sam2_options.ARCHITECTURES`.
-    config: _Name
+    config: str
     #: Name or version of the model that the training began with, and its file's sha256; none from scratch.
-    base_model: _Name
+    base_model: str
     base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     #: Edge that images are stretched to, in pixels: masks are best at the one that was trained with.
     image_px: ImagePx
     trained: Trained
-    classes: list[_Name]
+    classes: list[str]
     metrics: dict[str, JsonValue]
-    versions: dict[_Name, _Name | None]
+    versions: dict[str, str | None]
     #: Whether a box's mask may be another of the decoder's four where the first is not stable.
     multimask_fallback: bool
     #: Epochs that were trained for these weights.

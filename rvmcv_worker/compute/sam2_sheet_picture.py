@@ -83,7 +83,7 @@ def _strip(row: Row, names: Sequence[str]) -> Image.Image:
     strip = Image.new("RGB", (len(_COLUMNS) * (_CELL_PX + _GAP_PX) + _GAP_PX, height + _CAPTION_PX), _PAPER)
     pen = ImageDraw.Draw(strip)
 
-    def place(column: int, masks: Iterable[NDArray[np.bool_]] | None, tags: Sequence[str]) -> None:
+    def place(column: int, masks: Iterable[NDArray[np.bool_]], tags: Sequence[str]) -> None:
         cell = _cell(picture, masks, row.classes, anchors, tags)
         strip.paste(cell, (_left(column) + (_CELL_PX - width) // 2, 0))
 
@@ -156,8 +156,10 @@ def _anchors(truth: Sequence[NDArray[np.bool_]]) -> list[tuple[int, int, int]]:
 def _fitted(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
     if mask.shape == (height, width):
         return mask
-    small = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-    return small.view(np.bool_)
+    small: NDArray[np.bool_] = cv2.resize(
+        mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
+    ).view(np.bool_)
+    return small
 
 
 def _left(column: int) -> int:
