@@ -14,6 +14,7 @@ import pytest
 
 from rvmcv_worker.demo.drawing import draw_files, draw_zip
 from rvmcv_worker.jobs.sam2_sizes import MODEL_BYTES, UPLOAD_BYTES
+from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.reference.server import ReferenceServer
 from tests import tiny_model
 from tests.front import front
@@ -236,6 +237,10 @@ def test_a_model_that_nobody_would_take_is_refused_before_it_is_trained(
 ) -> None:
     # No data set is there: whoever fetched it first would say so.
     config: dict[str, object] = {"dataset_url": "s3://datasets/none.zip"}
+    file = tmp_path / "other-name.pt"
+    with file.open("wb") as hollow:
+        hollow.truncate(UPLOAD_BYTES + 2**20)
+    ModelStore(tmp_path / "worker" / "state" / "models", 2**30).add(file, name="other-name")
     with (
         ReferenceServer(tmp_path / "server") as server,
         front(server, lambda path, _body: not path.endswith("/job-uploads")) as url,
@@ -249,16 +254,16 @@ def test_a_model_that_nobody_would_take_is_refused_before_it_is_trained(
             extra={"limits": {"max_model_mb": 500.0}},
         ) as worker,
     ):
-        large = {**config, "architecture": "sam2.1_hiera_large"}
-        error = first_error(server, worker, large, "sam2")
-        assert error["code"] == "unsupported_job"
-        assert "makes a best.pt of 857 MB, over this worker's limit of 500 MB" in error["message"]
-        error = first_error(server, worker, {**config, "base_model": "sam2.1_hiera_base_plus"}, "sam2")
-        assert error["code"] == "unsupported_job"
-        assert "over the 200 MB that upload-model takes, and this worker has no storage" in error["message"]
-        hollow = tmp_path / "other-name.pt"
-        with hollow.open("wb") as file:
-            file.truncate(UPLOAD_BYTES + 2**20)
-        server.add_model(hollow, model_name="sam2", version="other-name")
-        error = first_error(server, worker, {**config, "base_model": "other-name"}, "sam2")
-        assert "other-name makes a best.pt of 201 MB, over the 200 MB" in error["message"]
+        for wrong, said in (
+            (
+                {"architecture": "sam2.1_hiera_large"},
+                "large makes a best.pt of 857 MB, over this worker's limit",
+            ),
+            (
+                {"base_model": "sam2.1_hiera_base_plus"},
+                "over the 200 MB that upload-model takes, and this worker",
+            ),
+            ({"base_model": "other-name"}, "other-name makes a best.pt of 201 MB, over the 200 MB"),
+        ):
+            error = first_error(server, worker, {**config, **wrong}, "sam2")
+            assert (error["code"], said in error["message"]) == ("unsupported_job", True), error
