@@ -80,9 +80,8 @@ class Step:
             of_these = (image_of >= few.start) & (image_of < few.stop)
             for kind in (is_box, ~is_box):
                 chosen = torch.nonzero(of_these & kind)[:, 0]
-                if not len(chosen):  # of nothing, too, `split` makes a chunk
-                    continue
-                for chunk in torch.split(chosen, self._memory.objects_at_once):
+                for first in range(0, len(chosen), self._memory.objects_at_once):
+                    chunk = chosen[first : first + self._memory.objects_at_once]
                     self._check_stop()
                     masks = batch.masks[chunk].to(self._network.device)
                     for losses in self._rounds(leaves, image_of[chunk] - start, masks, chances[chunk]):
