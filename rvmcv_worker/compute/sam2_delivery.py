@@ -94,6 +94,7 @@ def effective(training: Training, caches: dict[str, Any]) -> dict[str, Any]:
         "device": training.job["device"],
         "device_name": runtime.device_name(device.type == "cuda"),
         "precision": runtime.precision(device),
+        "samples": {split: samples.describe() for split, samples in training.samples.items()},
         "caches": caches,
         "images_at_once": training.memory.images_at_once,
         "objects_at_once": training.memory.objects_at_once,

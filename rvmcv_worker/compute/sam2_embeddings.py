@@ -180,9 +180,12 @@ class Embeddings:
 
     def sentence(self) -> str:
         """Say the same to a person."""
-        if not self._kept:
-            return f"every image of {self._samples.split} is encoded each time"
+        each_time = f"every image of {self._samples.split} is encoded each time"
+        if self.mode == "off":
+            return each_time
         where = "in memory" if self.mode == "ram" else "on disk"
+        if not self._kept:
+            return f"{each_time}: there is no room to keep any {where}"
         size = f"{self.kept_bytes / 1e9:.3g} GB"
         if len(self._kept) == len(self._wanted):
             return f"all {len(self._kept)} encoded images of {self._samples.split} are kept {where} ({size})"
@@ -290,5 +293,6 @@ def _memory_left_bytes(limit_bytes: int | None) -> int:
     """Return what memory this process can still take without hurting the machine or the job's limit."""
     left = psutil.virtual_memory().available
     if limit_bytes is not None:
-        left = min(left, max(0, limit_bytes - psutil.Process().memory_info().rss))
+        held = psutil.Process().memory_info()
+        left = min(left, max(0, limit_bytes - (held.rss - held.shared)))
     return left

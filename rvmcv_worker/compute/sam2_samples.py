@@ -88,6 +88,15 @@ class Samples:
         """The usable objects of all images."""
         return sum(len(usable.objects) for usable in self._usable)
 
+    def describe(self) -> dict[str, int]:
+        """Return what there is and what is left out, for a result's `effective`."""
+        return {
+            "images": len(self),
+            "objects": self.object_count,
+            "unused_images": self.unused_images,
+            "tiny_objects": self.tiny_objects,
+        }
+
     def labelled(self, index: int) -> LabelledImage:
         """Return what is known of an image: its path, its size, and all that is labelled in it."""
         return self._usable[index].image

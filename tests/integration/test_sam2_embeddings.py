@@ -23,7 +23,7 @@ from rvmcv_worker.compute.sam2_samples import UPRIGHT, Batch, Flip, Samples
 from rvmcv_worker.errors import DatasetInvalidError, ModelInvalidError
 from rvmcv_worker.sam2_options import Sam2Options, Trained
 from tests import sam2_pictures
-from tests.unit.test_entry_store import file_limit
+from tests.file_limit import file_limit
 
 PX = 64
 CPU = torch.device("cpu")
@@ -83,6 +83,11 @@ def open_embeddings(
 
 def _ignore(*_: object) -> None:
     """Neither a tick nor a stop."""
+
+
+def _held_bytes() -> int:
+    held = psutil.Process().memory_info()
+    return held.rss - held.shared
 
 
 class Encoded:
@@ -257,7 +262,9 @@ def test_a_disk_that_takes_nothing_is_no_fault_either(
     with file_limit(100):
         embeddings.fill(_ignore, _ignore)
     assert embeddings.describe()["kept"] == 0
-    assert embeddings.sentence() == "every image of train is encoded each time"
+    assert embeddings.sentence() == (
+        "every image of train is encoded each time: there is no room to keep any on disk"
+    )
     assert len(list(batches(samples, embeddings, options, 1))) == 3
 
 
@@ -268,12 +275,12 @@ def test_a_disk_that_takes_nothing_is_no_fault_either(
 def test_auto_takes_memory_when_it_is_little_of_what_the_job_has_left(
     open_embeddings: Callable[..., Embeddings], memory_bytes: int, mode: str
 ) -> None:
-    limit_bytes = psutil.Process().memory_info().rss + memory_bytes
+    limit_bytes = _held_bytes() + memory_bytes
     assert open_embeddings(_options(), memory_limit_bytes=limit_bytes).mode == mode
 
 
 def test_ram_takes_half_of_what_the_job_has_left(open_embeddings: Callable[..., Embeddings]) -> None:
-    limit_bytes = psutil.Process().memory_info().rss + 15 * ENTRY_BYTES
+    limit_bytes = _held_bytes() + 15 * ENTRY_BYTES
     embeddings = open_embeddings(_options(cache="ram"), memory_limit_bytes=limit_bytes)
     embeddings.fill(_ignore, _ignore)
     assert 1 <= embeddings.describe()["kept"] <= 7

@@ -73,7 +73,7 @@ def test_tiny_objects_and_images_without_others_are_left_out_and_counted(tmp_pat
         LabelledImage(tiny.path, tiny.height, tiny.width, (pixel, run, instance((0.2, 0.2, 0.21, 0.21)))),
     ]
     samples = Samples(tmp_path, images, PX)
-    assert (len(samples), samples.unused_images, samples.tiny_objects, samples.object_count) == (1, 2, 5, 1)
+    assert samples.describe() == {"images": 1, "objects": 1, "unused_images": 2, "tiny_objects": 5}
     assert samples.objects(0) == good.instances
     assert samples.labelled(0).instances == (pixel, *good.instances, run)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from rvmcv_worker.compute.entry_store import Entry, EntryStore, FileStore, MemoryStore
+from tests.file_limit import file_limit
 
 SIZE = 10_000
 
@@ -25,17 +25,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EntryStore
     opened = MemoryStore() if request.param == "memory" else FileStore(tmp_path / "entries.f16", SIZE)
     with contextlib.closing(opened):
         yield opened
-
-
-@contextlib.contextmanager
-def file_limit(limit_bytes: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_entries_come_back_in_any_order_also_between_two_of_them(store: EntryStore) -> None:
