@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from rvmcv_worker.compute import instances
+from rvmcv_worker.compute.child import Child, run_task
 from rvmcv_worker.compute.instances import Instance, LabelledImage
 from tests.compute_child import ComputeChild
 
@@ -74,6 +79,59 @@ def sam2_job(
 def train_sam2(root: Path, name: str = "train", **job: Any) -> ComputeChild:
     """Start a training on the data set in `root`, as a process of its own on one thread."""
     return ComputeChild(root, name, sam2_job(**job), env={"OMP_NUM_THREADS": "1"})
+
+
+@dataclass
+class ChildHere(Child):
+    """A train child in the test's own process, which spares it the imports."""
+
+    #: What is said at which it is told to stop.
+    stop_at: str = ""
+    received: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self, **progress: Any) -> None:
+        self.received.append(json.loads(json.dumps(progress)))
+        if self.stop_at and self.stop_at in progress.get("message", ""):
+            self.stop_requested.set()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [entry for message in self.received for entry in message.get("history", [])]
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads((self.directory / "result.json").read_text())
+        return answer
+
+    @property
+    def result(self) -> dict[str, Any]:
+        assert self.answer["ok"], self.answer
+        result: dict[str, Any] = self.answer["result"]
+        return result
+
+
+def train_here(root: Path, name: str = "train", *, stop_at: str = "", **job: Any) -> ChildHere:
+    """Run a training on the data set in `root` as `train_sam2` does, to its end."""
+    directory = root / name
+    directory.mkdir(exist_ok=True)
+    child = ChildHere(root, directory, progress_fd=-1, stop_at=stop_at)
+    with _as_in_a_process():
+        run_task(sam2_job(**job), child)
+    return child
+
+
+@contextmanager
+def _as_in_a_process() -> Iterator[None]:
+    """Undo what a child does to its process."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
 
 
 def _curved(random: np.random.Generator, edge_px: int, class_id: int) -> np.ndarray[Any, Any]:

@@ -100,12 +100,12 @@ class Sam2Checkpoints(CheckpointKeeper):
         self._optimizer = optimizer
         self._setup = setup
         self._run = run
-        #: An entry for each epoch of the training that was saved, of earlier attempts too.
+        #: An entry for each epoch, of earlier attempts too.
         self.history: tuple[dict[str, Any], ...] = ()
 
     def after_epoch(self, course: Course, *, ended_by: str | None) -> None:
         """Save what the epoch that progress has told left, and keep it when it is time to."""
-        epoch = len(course.history)
+        self.history, epoch = course.history, len(course.history)
         trained = {name: tensor.detach() for name, tensor in self._network.trained_parameters().items()}
         contents = {"last.pt": self._last(trained, course)}
         if course.best_epoch == epoch:
@@ -114,7 +114,6 @@ class Sam2Checkpoints(CheckpointKeeper):
             torch.save(content, self._output / f"{name}.part")
         for name in contents:  # together: one does not go without the other
             (self._output / f"{name}.part").replace(self._output / name)
-        self.history = course.history
         self._note(replace(self._run, epochs=epoch - self._earlier.epochs), ended_by=ended_by)
 
     def _last(self, trained: Mapping[str, Tensor], course: Course) -> dict[str, Any]:

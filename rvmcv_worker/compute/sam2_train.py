@@ -121,7 +121,7 @@ def _faults(child: Child, options: Sam2Options) -> Iterator[_Reached]:
         epochs = 0
         if reached.kept:
             reached.kept.keep_newest()
-            epochs = reached.kept.state.epochs
+            epochs = len(reached.kept.history)
             with contextlib.suppress(OSError):  # the disk may be full, and the fault is the one to tell
                 sam2_delivery.draw_curves(child.directory, reached.kept.history)
         (child.directory / "best.pt").unlink(missing_ok=True)
