@@ -67,10 +67,11 @@ class Embeddings:
         path: Path,
         limit_bytes: int,
         memory_limit_bytes: int | None = None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """Decide where to keep what; `fill` does it.
 
-        `wanted`: what will be asked for, what is asked for most often first. `path` is where a file would be,
+        `check_stop` is asked before images are encoded. `wanted`: what will be asked for, what is asked for most often first. `path` is where a file would be,
         of at most `limit_bytes`. `memory_limit_bytes`: what the job's processes may hold together.
         """
         self._samples = samples
@@ -78,6 +79,7 @@ class Embeddings:
         self._memory = memory
         self._wanted = list(wanted)
         self._path = path
+        self._check_stop = check_stop
         self._shapes = frozen_shapes(options.train, network.model, network.image_px)
         self._entry_size = sum(int(np.prod(shape)) for shape in self._shapes)
         self._entry_bytes = 2 * self._entry_size
@@ -260,12 +262,17 @@ class Embeddings:
         return (self._samples.square(index) for index in indices)
 
     def _at_once(self) -> int:
+        # On a CPU an image's output depends on its company, to rounding; a training that goes on, with other
+        # ones to encode, is to be the one in a piece to the bit.
+        if self._network.device.type == "cpu":
+            return 1
         return min(self._memory.images_at_once, _MOST_AT_ONCE)
 
     def _encode(self, keys: Sequence[Key], squares: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Return the frozen output of each square."""
         encoded: list[tuple[Tensor, ...]] = []
         while len(encoded) < len(squares):
+            self._check_stop()
             done = len(encoded)
 
             def of_a_few(done: int = done) -> tuple[Tensor, ...]:

@@ -76,7 +76,7 @@ def setup(network: Network, **of_job: Any) -> dict[str, Any]:
     for name, tensor in sorted(network.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return {"base model's weights": digest.hexdigest(), **of_job}
+    return {"base model": digest.hexdigest(), **of_job}
 
 
 class Sam2Checkpoints(CheckpointKeeper):
@@ -164,7 +164,7 @@ def restore(
     for key, wanted in setup.items():
         if found.get(key) != wanted:
             was, now = (printable(str(value), 80) for value in (found.get(key), wanted))
-            raise CheckpointError(f"its {key} is not this training's: {was}, not {now}")
+            raise CheckpointError(f"it is of another {key}: {was}, not {now}")
     course = Course.parse(last["course"])
     done = len(course.history)
     if not 0 < done == state.epochs or (done >= epochs and state.ended_by is None):

@@ -98,6 +98,7 @@ class Training:
             path=self.child.directory / f"{split}.f16",
             limit_bytes=limit_bytes,
             memory_limit_bytes=self.job.get("memory_limit_bytes"),
+            check_stop=self.child.check_stop,
         )
         self.progress.encode(split)
         embeddings.fill(self.progress.encoded, self.child.check_stop)

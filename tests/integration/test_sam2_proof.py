@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from rvmcv_worker.compute.sam2_memory import Memory
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from rvmcv_worker.compute import mask_metrics, sam2_checkpoint
 from rvmcv_worker.compute.instances import Instance, LabelledImage
 from rvmcv_worker.compute.rle import Rle
+from rvmcv_worker.compute.sam2_memory import Memory
 from rvmcv_worker.compute.sam2_network import Decoded, Features, Network, Prompts
 from rvmcv_worker.compute.sam2_proof import Proof
 from rvmcv_worker.compute.sam2_samples import UPRIGHT, Flip, Samples
