@@ -19,13 +19,14 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from rvmcv_worker.compute import mask_metrics, sam2_checkpoint
 from rvmcv_worker.compute.instances import Instance, LabelledImage
 from rvmcv_worker.compute.rle import Rle
+from rvmcv_worker.compute.sam2_embeddings import Embeddings
 from rvmcv_worker.compute.sam2_memory import Memory
 from rvmcv_worker.compute.sam2_network import Decoded, Features, Network, Prompts
 from rvmcv_worker.compute.sam2_proof import Proof
 from rvmcv_worker.compute.sam2_samples import UPRIGHT, Flip, Samples
 from rvmcv_worker.compute.segmenter import Segmenter
 from rvmcv_worker.errors import InvalidJobError, OutOfGpuMemoryError
-from rvmcv_worker.sam2_options import Sam2Options
+from rvmcv_worker.sam2_options import CacheMode, Sam2Options
 from tests import sam2_files
 
 IMAGE_PX = 128
@@ -138,6 +139,43 @@ def test_masks_are_to_the_pixel_those_that_are_served(
     # The cache's fp16 moves a logit by a thousandth: few pixels are so close to the mask's edge.
     assert (np.array(as_cached) != served).mean() < 0.002
     assert 0.05 < np.mean(served) < 0.95, "masks of everything or nothing would show little"
+
+
+def test_a_model_of_another_size_is_measured_on_the_same_objects(samples: Samples, network: Network) -> None:
+    """As the active model may be: only its squares differ."""
+    other = sam2_checkpoint.build("sam2.1_hiera_tiny", image_px=IMAGE_PX // 2)
+    other.load_state_dict(network.model.state_dict())
+    segmenter = Segmenter(other, "0" * 64, device=CPU, cache=None)
+    segmenter.precision = "fp32"
+    small = Network(other, "decoder", CPU)
+
+    masks = _proof(samples, Unrounded(samples, segmenter)).masks(small, 0)
+    score = _proof(samples).measure(small)
+
+    boxes = [mask_metrics.box_of(truth) for truth in _truths(samples, 0, SIZES[0])]
+    served = segmenter.segment(samples.image(0), np.array(boxes, np.float32), image_key="")
+    np.testing.assert_array_equal(masks, list(served))
+    assert (score.instances, score.left_out) == (6, 2)
+    assert score.miou != _proof(samples).measure(network).miou
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+def test_what_is_kept_is_worth_what_is_encoded_anew(
+    mode: CacheMode, tmp_path: Path, samples: Samples, network: Network
+) -> None:
+    embeddings = Embeddings(
+        samples,
+        network,
+        _memory(),
+        Sam2Options(cache=mode, imgsz=IMAGE_PX),
+        [(index, UPRIGHT) for index in range(len(samples))],
+        path=tmp_path / "val.f16",
+        limit_bytes=1 << 30,
+    )
+    with embeddings:
+        embeddings.fill(lambda *_: None, lambda: None)
+        assert len(samples) * (256 * 8**2 + 32 * 32**2 + 64 * 16**2) * 2 == embeddings.kept_bytes
+        assert _proof(samples, embeddings).measure(network) == _proof(samples).measure(network)
 
 
 def test_a_large_image_is_measured_at_a_smaller_size(
