@@ -19,7 +19,7 @@ METADATA: dict[str, Any] = {
     "trained": "decoder",
     "classes": ["bottle", "can"],
     "metrics": {"miou": 0.5, "per_class": {"bottle": {"miou": 0.5}, "can": {"miou": None}}},
-    "versions": {"torch": torch.__version__, "cuda": None},
+    "versions": {"torch": "2.15.0", "cuda": None},
     "multimask_fallback": False,
     "epochs": 3,
 }
