@@ -94,10 +94,10 @@ def _draw_metrics(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
             _line(axes, epochs, values, colour, label, width=2.0)
         for prefix, (_, dashes) in _BESIDE.items():
             if beside := _series(history, "metrics", prefix + name)[1]:
-                axes.axhline(beside[-1], color=colour, linestyle=dashes, linewidth=1.3, alpha=0.9)
+                axes.axhline(beside[-1], color=colour, linestyle=dashes, linewidth=1.5)
     for prefix, (label, dashes) in _BESIDE.items():
         if any(key.startswith(prefix) for entry in history for key in entry["metrics"]):
-            axes.plot([], [], color=_FAINT, linestyle=dashes, linewidth=1.3, label=label)
+            axes.plot([], [], color=_FAINT, linestyle=dashes, linewidth=1.5, label=label)
     axes.set_title("On the val split", loc="left", fontweight="bold")
     epochs, values = _series(history, "metrics", "miou")
     if epochs:
