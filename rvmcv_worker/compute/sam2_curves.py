@@ -24,7 +24,7 @@ _METRICS = {
 _BESIDE = {"base/": ("base model", (0, (5, 2))), "box_as_mask/": ("box as mask", (0, (1, 1.5)))}
 _LOSSES = {"total": "#1d2530", "mask": "#0072b2", "dice": "#e69f00", "iou": "#009e73", "object": "#cc79a7"}
 #: Largest loss / smallest loss that is shown.
-_LOSS_SPAN = 1e5
+_LOSS_SPAN = 1e4
 _FAINT = "#6b7684"
 #: Up to so many epochs each has a dot.
 _MAX_DOTS = 60
@@ -73,16 +73,16 @@ def _draw(history: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
-    largest = 0.0
+    drawn: list[float] = []
     for name, colour in _LOSSES.items():
         epochs, values = _series(history, "losses", name)
         if any(value > 0 for value in values):
             _line(axes, epochs, values, colour, name, width=2.2 if name == "total" else 1.3)
-            largest = max(largest, *values)
-    if largest:
+            drawn += [value for value in values if value > 0]
+    if drawn:
         # They are a hundred times apart, and fall as much; what is next to nothing must not squeeze the rest.
         axes.set_yscale("log", nonpositive="mask")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], largest / _LOSS_SPAN))
+        axes.set_ylim(max(min(drawn), max(drawn) / _LOSS_SPAN) / 1.5, max(drawn) * 1.5)
         _legend(axes)
     axes.set_title("Loss in training", loc="left", fontweight="bold")
 
