@@ -6,7 +6,6 @@ and picked ones would flatter it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +54,7 @@ class Sheet:
         total, shown = len(self._samples), len(self._chosen)
         which = f"{shown} of {total} images, evenly spread" if shown < total else f"all images ({total})"
         picture = draw(
-            self._rows(),
+            map(self._row, self._chosen),
             self._names,
             title=f"SAM2 on the {self._samples.split} split, before and after training",
             subtitle=f"{which}; each mask is prompted with the ground truth's box; its number is its IoU",
@@ -71,17 +70,16 @@ class Sheet:
             ious.append(iou(mask, labelled.mask(*mask.shape)))
         return _Taken(packed, ious)
 
-    def _rows(self) -> Iterator[Row]:
-        for index in self._chosen:
-            image, objects = self._samples.image(index), self._samples.objects(index)
-            yield Row(
-                name=Path(self._samples.labelled(index).path).name,
-                image=image,
-                classes=[labelled.class_id for labelled in objects],
-                truth=[labelled.mask(*image.shape[:2]) for labelled in objects],
-                before=_found(self._before.get(index)),
-                after=_found(self._after.get(index)),
-            )
+    def _row(self, index: int) -> Row:
+        image, objects = self._samples.image(index), self._samples.objects(index)
+        return Row(
+            name=Path(self._samples.labelled(index).path).name,
+            image=image,
+            classes=[labelled.class_id for labelled in objects],
+            truth=(labelled.mask(*image.shape[:2]) for labelled in objects),
+            before=_found(self._before.get(index)),
+            after=_found(self._after.get(index)),
+        )
 
 
 def spread(count: int, most: int = _MAX_IMAGES) -> list[int]:
