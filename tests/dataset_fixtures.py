@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rvmcv_worker.compute import datasets
+from rvmcv_worker.compute import datasets, instances
 from rvmcv_worker.compute.archive import Limits
 from rvmcv_worker.compute.child import Child
+from rvmcv_worker.compute.instances import LabelledImage
 
 LIMITS = {
     "max_unpacked_bytes": 200_000_000,
@@ -96,6 +97,14 @@ class Prepared:
             return datasets.run({**job, **changed}, child)
         finally:
             os.close(sink)
+
+    def run_sam2(self, **changed: Any) -> dict[str, Any]:
+        return self.run(**{"job_type": "sam2", "label_task": "segment", **changed})
+
+    def labelled(self, split: str) -> dict[str, LabelledImage]:
+        """Return what a run for SAM2 has written of a split, by the file's name."""
+        found = instances.read(self.data / "instances" / f"{split}.jsonl")
+        return {image.path.rpartition("/")[2]: image for image in found}
 
     def images(self, split: str) -> list[str]:
         """Return the placed images, in the order in which Ultralytics reads them."""

@@ -106,6 +106,7 @@ def _read_all(
     if len(names) > _MAX_FILES:
         report.warnings.append(f"{len(names) - _MAX_FILES} of {len(names)} .json files are not looked into")
     cocos: list[CocoFile] = []
+    others: list[str] = []
     broken: list[DatasetInvalidError] = []
     for name in names[:_MAX_FILES]:
         try:
@@ -117,6 +118,11 @@ def _read_all(
             continue
         if coco:
             cocos.append(coco)
+        else:
+            others.append(printable(name))
+    if others:
+        what = "are not of COCO's format (images, annotations and categories)"
+        report.warnings.append(f"{len(others)} .json file(s) {what}, as {others[0]}")
     # COCO has files of captions, key points and stuff beside that of the instances.
     named = [coco for coco in cocos if PurePosixPath(coco.name).name.lower().startswith("instances")]
     in_splits = [coco for coco in named or cocos if split_of_file(coco.name)]

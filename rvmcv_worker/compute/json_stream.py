@@ -18,6 +18,7 @@ from rvmcv_worker.errors import DatasetInvalidError
 _CHUNK_CHARS = 1024 * 1024
 #: Of one entry: an object with an outline of two million numbers.
 MAX_ENTRY_CHARS = 16 * 1024 * 1024
+_TOO_LONG = f"an entry of more than {MAX_ENTRY_CHARS} characters"
 _BLANKS = re.compile(r"[ \t\n\r]*")
 #: How close to the end of what was read an error may be that more text can mend: within a number or a word.
 _CUT_OFF_CHARS = 64
@@ -83,6 +84,8 @@ class JsonStream:
                 self._refuse("a number of thousands of digits")
             else:
                 if end < len(self._text) or self._ended:
+                    if end - self._at > MAX_ENTRY_CHARS:
+                        self._refuse(_TOO_LONG)
                     self._at = end
                     return found
             mendable = not self._ended and (
@@ -94,7 +97,7 @@ class JsonStream:
                 self._at = wrong.pos
                 self._refuse(wrong.msg)
             if len(self._text) - self._at > MAX_ENTRY_CHARS:
-                self._refuse(f"an entry of more than {MAX_ENTRY_CHARS} characters")
+                self._refuse(_TOO_LONG)
             self._read()
 
     def _members(self, closing: str) -> Iterator[None]:
