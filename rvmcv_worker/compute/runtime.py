@@ -27,7 +27,8 @@ def be_deterministic(seed: int) -> None:
     """Let the same numbers come out of the same work, as far as there are kernels that can."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds faults, and takes time
+    # It would fill each new tensor before it is written: that finds faults, and takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
 

@@ -71,8 +71,9 @@ class Embeddings:
     ) -> None:
         """Decide where to keep what; `fill` does it.
 
-        `check_stop` is asked before images are encoded. `wanted`: what will be asked for, what is asked for most often first. `path` is where a file would be,
+        `wanted`: what will be asked for, what is asked for most often first. `path` is where a file would be,
         of at most `limit_bytes`. `memory_limit_bytes`: what the job's processes may hold together.
+        `check_stop` is asked before each image, or few on a GPU, that is encoded.
         """
         self._samples = samples
         self._network = network
@@ -113,11 +114,11 @@ class Embeddings:
         """What is kept takes."""
         return len(self._kept) * self._entry_bytes
 
-    def fill(self, tick: Callable[[int, int, float], None], check_stop: Callable[[], None]) -> None:
+    def fill(self, tick: Callable[[int, int, float], None]) -> None:
         """Encode all that there is room for.
 
-        `tick` is told how many are done, of how many, and how many seconds the rest will take. `check_stop`
-        is asked before each image. A full disk ends the filling, not the training.
+        `tick` is told how many are done, of how many, and how many seconds the rest will take. A full disk
+        ends the filling, not the training.
         """
         begun_s = time.monotonic()
         planned = sorted(self._wanted[: self.planned])
@@ -126,7 +127,7 @@ class Embeddings:
             return
         self._store = self._store or self._open_store()
         done = 0
-        with contextlib.closing(self._encoded_in_turn(keys, check_stop)) as encoded:
+        with contextlib.closing(self._encoded_in_turn(keys)) as encoded:
             for few, outputs in encoded:
                 for key, output in zip(few, outputs, strict=True):
                     entry = torch.cat([part.flatten() for part in output]).cpu().numpy()
@@ -237,7 +238,7 @@ class Embeddings:
             start += whole.size
 
     def _encoded_in_turn(
-        self, keys: list[Key], check_stop: Callable[[], None]
+        self, keys: list[Key]
     ) -> Generator[tuple[list[Key], list[tuple[Tensor, ...]]], None, None]:
         """Yield a few keys and their frozen outputs, till all are done; each image is decoded once."""
         few: list[Key] = []
@@ -246,7 +247,6 @@ class Embeddings:
         with contextlib.closing(self._made([index for index, _ in images])) as made:
             for (_, mirrored), upright in zip(images, made, strict=True):
                 for key in mirrored:
-                    check_stop()
                     few.append(key)
                     squares.append(key[1].apply(upright))
                     if len(few) >= self._at_once():

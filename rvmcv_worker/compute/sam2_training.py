@@ -101,7 +101,7 @@ class Training:
             check_stop=self.child.check_stop,
         )
         self.progress.encode(split)
-        embeddings.fill(self.progress.encoded, self.child.check_stop)
+        embeddings.fill(self.progress.encoded)
         self.progress.say(embeddings.sentence())
         return embeddings
 

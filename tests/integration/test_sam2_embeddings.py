@@ -82,7 +82,7 @@ def open_embeddings(
 
 
 def _ignore(*_: object) -> None:
-    """Neither a tick nor a stop."""
+    """Hear a tick."""
 
 
 def _held_bytes() -> int:
@@ -135,7 +135,7 @@ def test_keeping_changes_nothing_but_the_time(
     options = _options(train=train, epochs=2, cache="off")
     network = Network(network.model, train, CPU)
     without = open_embeddings(options, network=network)
-    without.fill(_ignore, _ignore)
+    without.fill(_ignore)
     expected = _all(samples, without, options)
     each_time = encoded.count
     assert (without.mode, each_time) == ("off", 2 * len(samples))
@@ -155,7 +155,7 @@ def test_keeping_changes_nothing_but_the_time(
             network=network,
             wanted=wanted_in_training(samples, options, range(1, 3)),
         )
-        kept.fill(_ignore, _ignore)
+        kept.fill(_ignore)
         assert (kept.mode, kept.describe()["kept"]) == (mode, room)
         encoded.count = 0
         _assert_equal(_all(samples, kept, options, **how), expected)
@@ -171,7 +171,7 @@ def test_all_trained_keeps_nothing_and_gives_squares(
 ) -> None:
     options = _options(train="all")
     embeddings = open_embeddings(options, network=Network(network.model, "all", CPU))
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     assert embeddings.describe() == {"mode": "off", "kept": 0, "wanted": 14, "bytes": 0}
     (squares,) = embeddings.batch([(0, UPRIGHT), (3, MIRRORED)])
     assert torch.equal(squares, torch.stack([samples.square(0), samples.square(3, MIRRORED)]))
@@ -182,7 +182,7 @@ def test_a_mirrored_image_is_encoded_mirrored(
 ) -> None:
     """The encoder's output is not mirrored by mirroring its input."""
     embeddings = open_embeddings(_options(cache="disk"))
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     upright, mirrored = embeddings.get(0, UPRIGHT), embeddings.get(0, MIRRORED)
     alone = embeddings.network.frozen(samples.square(0, MIRRORED)[None])
     for each, other, straight in zip(mirrored, alone, upright, strict=True):
@@ -210,12 +210,12 @@ def test_only_variants_that_occur_are_wanted(
 def test_filling_tells_how_far_it_is(open_embeddings: Callable[..., Embeddings], encoded: Encoded) -> None:
     embeddings = open_embeddings(_options(cache="disk"))
     told: list[tuple[int, int, float]] = []
-    embeddings.fill(lambda *progress: told.append(progress), _ignore)
+    embeddings.fill(lambda *progress: told.append(progress))
     assert [(done, whole) for done, whole, _ in told] == [(done, 14) for done in range(1, 15)]
     assert all(eta_s > 0 for *_, eta_s in told[:-1])
     assert told[-1][2] == 0
     assert encoded.count == 14
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     assert encoded.count == 14
     assert embeddings.describe() == {"mode": "disk", "kept": 14, "wanted": 14, "bytes": 14 * ENTRY_BYTES}
     assert embeddings.sentence() == "all 14 encoded images of train are kept on disk (0.000459 GB)"
@@ -224,15 +224,15 @@ def test_filling_tells_how_far_it_is(open_embeddings: Callable[..., Embeddings],
 def test_a_stop_ends_the_filling_within_an_image(
     open_embeddings: Callable[..., Embeddings], encoded: Encoded, tmp_path: Path
 ) -> None:
-    embeddings = open_embeddings(_options(cache="disk"))
     asked = itertools.count()
 
     def stop_at_the_fourth() -> None:
         if next(asked) == 3:
             raise StopRequestedError
 
+    embeddings = open_embeddings(_options(cache="disk"), check_stop=stop_at_the_fourth)
     with pytest.raises(StopRequestedError):
-        embeddings.fill(_ignore, stop_at_the_fourth)
+        embeddings.fill(_ignore)
     assert encoded.count == 3
     embeddings.close()
     assert not (tmp_path / "embeddings.f16").exists()
@@ -244,7 +244,7 @@ def test_a_full_disk_ends_the_filling_and_not_the_training(
     options = _options(cache="disk", epochs=2)
     embeddings = open_embeddings(options, wanted=wanted_in_training(samples, options, range(1, 9)))
     with file_limit(5 * ENTRY_BYTES + 100):
-        embeddings.fill(_ignore, _ignore)
+        embeddings.fill(_ignore)
     assert embeddings.describe()["kept"] == 5
     assert (tmp_path / "embeddings.f16").stat().st_size == 5 * ENTRY_BYTES
     assert "5 of 14 encoded images of train are kept on disk" in embeddings.sentence()
@@ -260,7 +260,7 @@ def test_a_disk_that_takes_nothing_is_no_fault_either(
     options = _options(cache="disk")
     embeddings = open_embeddings(options)
     with file_limit(100):
-        embeddings.fill(_ignore, _ignore)
+        embeddings.fill(_ignore)
     assert embeddings.describe()["kept"] == 0
     assert embeddings.sentence() == (
         "every image of train is encoded each time: there is no room to keep any on disk"
@@ -282,7 +282,7 @@ def test_auto_takes_memory_when_it_is_little_of_what_the_job_has_left(
 def test_ram_takes_half_of_what_the_job_has_left(open_embeddings: Callable[..., Embeddings]) -> None:
     limit_bytes = _held_bytes() + 15 * ENTRY_BYTES
     embeddings = open_embeddings(_options(cache="ram"), memory_limit_bytes=limit_bytes)
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     assert 1 <= embeddings.describe()["kept"] <= 7
     assert "more does not fit" in embeddings.sentence()
 
@@ -293,7 +293,7 @@ def test_output_beyond_half_precision_is_clamped_and_told(
     model = sam2_checkpoint.build("sam2.1_hiera_tiny", image_px=PX)
     model.no_mem_embed.data.fill_(1e6)
     embeddings = open_embeddings(_options(cache="disk"), network=Network(model, "decoder", CPU))
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     assert embeddings.describe()["clamped"] == 14
     assert float(embeddings.get(0, UPRIGHT)[0].max()) == torch.finfo(torch.float16).max
 
@@ -303,7 +303,7 @@ def test_output_that_is_no_number_is_refused(open_embeddings: Callable[..., Embe
     model.no_mem_embed.data.fill_(float("nan"))
     embeddings = open_embeddings(_options(cache="disk"), network=Network(model, "decoder", CPU))
     with pytest.raises(ModelInvalidError, match=r"images/train/000\.png .*NaN"):
-        embeddings.fill(_ignore, _ignore)
+        embeddings.fill(_ignore)
 
 
 def test_a_batch_has_all_that_a_step_needs(
@@ -311,7 +311,7 @@ def test_a_batch_has_all_that_a_step_needs(
 ) -> None:
     options = _options()
     embeddings = open_embeddings(options)
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     first = list(batches(samples, embeddings, options, 1))
     assert [len(batch.frozen[0]) for batch in first] == [3, 3, 1]
     for batch in first:
@@ -327,7 +327,7 @@ def test_batches_follow_from_seed_and_epoch_alone(
 ) -> None:
     options = _options()
     embeddings = open_embeddings(options)
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     third = list(batches(samples, embeddings, options, 3))
     torch.manual_seed(99)
     _assert_equal(list(batches(samples, embeddings, options, 3)), third)
@@ -344,7 +344,7 @@ def test_the_objects_of_an_image_take_turns(
 ) -> None:
     options = _options(fliplr=0, objects=2, batch=7)
     embeddings = open_embeddings(options)
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     seen = {
         mask.numpy().tobytes()
         for epoch in range(1, 30)
@@ -380,7 +380,7 @@ def test_a_broken_image_is_told_from_the_thread(
 def test_memory_is_flat_over_epochs(samples: Samples, open_embeddings: Callable[..., Embeddings]) -> None:
     options = _options(cache="disk")
     embeddings = open_embeddings(options)
-    embeddings.fill(_ignore, _ignore)
+    embeddings.fill(_ignore)
     process = psutil.Process()
     sizes = []
     for round_ in range(3):
