@@ -7,7 +7,7 @@ from tests.worker_process import WorkerProcess
 
 SMALL = {"base_model": "yolo11n.yaml", "epochs": 2, "img_size": 64, "batch_size": 8, "seed": 3}
 #: The same for `sam2`: random weights, and pictures of 64 px.
-SMALL_SAM2 = {"base_model": "scratch", "epochs": 4, "img_size": 64, "batch_size": 2, "objects": 4, "seed": 3}
+SMALL_SAM2 = {"base_model": "scratch", "epochs": 1, "img_size": 64, "batch_size": 2, "objects": 2, "seed": 3}
 
 
 def first_error(
