@@ -20,10 +20,9 @@ _MB = 1024**2
 MODEL_BYTES = dict(zip(ARCHITECTURES, (156_100_000, 184_500_000, 323_700_000, 898_200_000), strict=True))
 #: Largest file that `upload-model` takes.
 UPLOAD_BYTES = 200 * _MB
-#: Files of a training beside data and embeddings, in sizes of the model. Three checkpoints (one that is
-#: replaced, one that is written, one on its way to storage) of up to four: weights, the best so far, and
-#: the optimizer's two moments where all is trained. Then best.pt, frozen, and as the check child sees it.
-_BESIDE = 3 * 4 + 3
+#: Files of a training that keeps embeddings, beside those and the data, in sizes of the model: best.pt, frozen,
+#: and as the check child sees it; the rest is for checkpoints, which hold what is trained, an eighth at most.
+_BESIDE = 6
 
 
 def refuse_too_large(attempt: Attempt, config: Sam2Config, size_bytes: int) -> None:

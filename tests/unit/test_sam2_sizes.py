@@ -27,11 +27,11 @@ def _limits(**limits: float) -> LimitSettings:
 
 def test_embeddings_stay_below_the_high_water_with_room_for_all_else(disk: Path) -> None:
     limits = _limits(max_workspace_gb=20.0, workspace_high_water=0.8)
-    assert cache_bytes(disk, limits, 3_000_000_000, _TINY) == 13_000_000_000 - 15 * _TINY
+    assert cache_bytes(disk, limits, 3_000_000_000, _TINY) == 13_000_000_000 - 6 * _TINY
 
 
 def test_embeddings_take_half_of_what_the_disk_has_above_its_floor(disk: Path) -> None:
-    assert cache_bytes(disk, _limits(max_workspace_gb=500.0), 0, _TINY) == 45_000_000_000 - 15 * _TINY
+    assert cache_bytes(disk, _limits(max_workspace_gb=500.0), 0, _TINY) == 45_000_000_000 - 6 * _TINY
 
 
 def test_where_there_is_no_room_there_is_no_cache(disk: Path) -> None:
