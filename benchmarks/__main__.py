@@ -19,6 +19,7 @@ ALL = (
     "inference",
     "batch",
     "masks",
+    "sam2_training",
 )
 
 

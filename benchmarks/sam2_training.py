@@ -86,7 +86,7 @@ def _training(root: Path, lr0: float, **options: Any) -> Iterator[_Training]:
     wanted = sam2_batches.wanted_in_training(samples, wishes, range(OVERFIT_STEPS))
     path = root / f"{wishes.train}-{wishes.cache}.f16"
     with Embeddings(samples, network, memory, wishes, wanted, path=path, limit_bytes=10**9) as embeddings:
-        embeddings.fill(lambda _done, _of, _left_s: None, lambda: None)
+        embeddings.fill(lambda _done, _of, _left_s: None)
         step = Step(network, sam2_optimizer.optimizer(network, wishes, lr0), wishes, memory, lambda: None)
         yield _Training(network, samples, embeddings, wishes, step, memory)
 
