@@ -142,10 +142,10 @@ def _judge_pieces(
     faults = []
     if len(polygons) < len(pieces.begins) + 1:
         faults.append(Fault(FaultKind.PIECE))
-    if (covered := sum(area(polygon) for polygon in polygons)) < MIN_AREA:
-        return None, [Fault(FaultKind.SLIVER, f"area {covered:.1e} of the image")]
     if any(crosses_itself(polygon) for polygon in polygons):
         faults.append(Fault(FaultKind.SELF_CROSSING))
+    elif (covered := sum(area(polygon) for polygon in polygons)) < MIN_AREA:
+        return None, [Fault(FaultKind.SLIVER, f"area {covered:.1e} of the image")]
     return Instance(class_id, tuple(polygons)), faults
 
 

@@ -165,8 +165,10 @@ def _judge_polygon(
         return FaultKind.FEW_POINTS, f"{len(points)}"
     if kind is FaultKind.ZERO_SIZE:
         return kind, particulars
-    if segment and (covered := area(points)) < MIN_AREA:
+    crosses = tell_crossings and crosses_itself(points)
+    # The halves of an eight cancel out: it has no area by this reckoning, but is no sliver.
+    if segment and not crosses and (covered := area(points)) < MIN_AREA:
         return FaultKind.SLIVER, f"area {covered:.1e} of the image"
-    if kind is None and tell_crossings and crosses_itself(points):
+    if crosses and kind is None:
         return FaultKind.SELF_CROSSING, ""
     return kind, particulars
