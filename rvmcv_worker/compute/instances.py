@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,6 +42,8 @@ class Instance:
         """
         if self.rle is not None:
             return self.rle.mask(height, width)
+        import cv2  # a preparation for YOLO11 draws nothing, and starts without it
+
         canvas = np.zeros((height, width), np.uint8)
         for polygon in self.polygons:
             vertices = np.clip(polygon, -_MAX_OUTSIDE, _MAX_OUTSIDE) * np.array((width, height), np.float32)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 #: Pairs of edges that are compared at most: an outline of a thousand points has some 5,000 that come near
 #: each other; a polygon of more pairs than this was made to take long.
-_MAX_PAIRS = 2_000_000
+_MAX_PAIRS = 500_000
 
 
 def area(points: NDArray[np.float32]) -> float:

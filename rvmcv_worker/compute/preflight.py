@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvmcv_worker.compute.faults import Fault, FaultKind, FaultLog
-from rvmcv_worker.compute.image_decode import decode
 from rvmcv_worker.compute.image_header import inspect_image
 from rvmcv_worker.compute.label_source import Source
 from rvmcv_worker.compute.labels import Label
@@ -82,6 +81,8 @@ def _inspect(item: Item, check: Check) -> tuple[Sample, Fault | None, Label]:
         path.write_bytes(facts.restored)
     fault, size = facts.fault, None
     if check.decode and not facts.bad:
+        from rvmcv_worker.compute.image_decode import decode  # OpenCV, which nothing else here needs
+
         try:
             height, width, _ = decode(facts.restored or content, check.max_pixels).shape
             size = (height, width)

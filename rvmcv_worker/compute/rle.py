@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +44,8 @@ class Rle:
         values = np.arange(len(self.counts), dtype=np.uint8) & 1
         columns = np.repeat(values, self.counts).reshape(self.width, self.height)
         if (height, width) != (self.height, self.width):
+            import cv2  # as in `Instance.mask`
+
             # Columns are rows here: to be resized the mask need not be turned at its own size.
             columns = cv2.resize(columns, (height, width), interpolation=cv2.INTER_NEAREST_EXACT)
         return np.ascontiguousarray(columns.T).view(np.bool_)
