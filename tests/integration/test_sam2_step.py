@@ -140,7 +140,7 @@ def _chances(seed: tuple[int, int, int], objects: int) -> Tensor:
 
 
 def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(model: SAM2Base) -> None:
-    seen = []
+    seen: list[tuple[list[dict[str, float]], dict[str, Tensor]]] = []
     for seed in (0, 0, 1):
         model.load_state_dict(sam2_files.weights())
         torch.manual_seed(len(seen))  # global chance has no part in it
