@@ -9,7 +9,7 @@ import torch
 
 from rvmcv_worker.compute import instances, sam2_checkpoint, sam2_optimizer
 from rvmcv_worker.compute.sam2_memory import Memory
-from rvmcv_worker.compute.sam2_network import Network
+from rvmcv_worker.compute.sam2_network import Decoded, Features, Network, Prompts
 from rvmcv_worker.compute.sam2_proof import Proof
 from rvmcv_worker.compute.sam2_samples import Batch, Samples
 from rvmcv_worker.compute.sam2_score import Score
@@ -42,9 +42,9 @@ class Learner:
         )
         self.steps = 0
 
-    def learn(self, steps: int) -> dict[str, float]:
+    def learn(self, steps: int, lr_factor: float = 1.0) -> dict[str, float]:
         for _ in range(steps):
-            losses = self._step.run(self.batch, (self.options.seed, 1, self.steps), lr_factor=1.0)
+            losses = self._step.run(self.batch, (self.options.seed, 1, self.steps), lr_factor)
             self.steps += 1
         return losses
 
@@ -95,6 +95,40 @@ def test_boxes_points_and_corrections_are_learned_together(samples):
     score = learner.learn_until(lambda score: score.miou >= 0.95 and score.miou_click >= 0.8, most_steps=300)
     assert score.miou >= 0.95
     assert score.miou_click >= 0.8
+
+
+def test_the_rounds_of_a_step_are_those_of_metas_training(samples, monkeypatch):
+    learner = Learner(samples)
+    network, model = learner.network, learner.network.model
+    with torch.no_grad():  # Meta blanks the masks of objects that the model thinks absent; we do not
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(100)
+    said: list[tuple[Features, torch.Tensor, Prompts, bool, Decoded]] = []
+    decode = network.decode
+
+    def listen(features: Features, image_of: torch.Tensor, prompts: Prompts, *, multimask: bool) -> Decoded:
+        decoded = decode(features, image_of, prompts, multimask=multimask)
+        said.append((features, image_of, prompts, multimask, decoded))
+        return decoded
+
+    monkeypatch.setattr(network, "decode", listen)
+    learner.learn(1, lr_factor=0.0)
+
+    assert {multimask for *_, multimask, _ in said} == {True, False}  # points and boxes
+    last_shown = None
+    for features, image_of, prompts, _, decoded in said:
+        points = {"point_coords": prompts.points, "point_labels": prompts.kinds}
+        image, fine, middle = (each[image_of] for each in features)
+        with torch.no_grad():
+            # As `SAM2Train._iter_correct_pt_sampling` calls it.
+            logits, _, ious, shown, _, _, object_score = model._forward_sam_heads(
+                image, points, prompts.logits, [fine, middle], model._use_multimask(True, points)
+            )
+        for ours, theirs in zip(decoded, (logits, ious, object_score), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        if prompts.logits is not None:
+            torch.testing.assert_close(prompts.logits, last_shown.clamp(-32, 32), rtol=1e-4, atol=1e-5)
+        last_shown = shown
+    assert sum(prompts.logits is None for _, _, prompts, _, _ in said) * 3 == len(said)
 
 
 def test_one_seed_is_one_training(samples):
