@@ -124,9 +124,18 @@ def _truths(samples: Samples, index: int, size: tuple[int, int]) -> list[Mask]:
 
 
 @pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("fallback", [True, False])
 def test_masks_are_to_the_pixel_those_that_are_served(
-    index: int, samples: Samples, network: Network, segmenter: Segmenter
+    index: int,
+    fallback: bool,
+    samples: Samples,
+    network: Network,
+    segmenter: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With the fallback a box has the best of three masks here: random weights have no stable one."""
+    for model in (network.model, segmenter._model):
+        monkeypatch.setattr(model.sam_mask_decoder, "dynamic_multimask_via_stability", fallback)
     truths = _truths(samples, index, SIZES[index])
     boxes = np.array([mask_metrics.box_of(truth) for truth in truths], np.float32)
     served = list(segmenter.segment(samples.image(index), boxes, image_key=""))
@@ -138,7 +147,7 @@ def test_masks_are_to_the_pixel_those_that_are_served(
     np.testing.assert_array_equal(of_same_features, served)
     # The cache's fp16 moves a logit by a thousandth: few pixels are so close to the mask's edge.
     assert (np.array(as_cached) != served).mean() < 0.002
-    assert 0.05 < np.mean(served) < 0.95, "masks of everything or nothing would show little"
+    assert 0.02 < np.mean(served) < 0.98, "masks of everything or nothing would show little"
 
 
 def test_a_model_of_another_size_is_measured_on_the_same_objects(samples: Samples, network: Network) -> None:
@@ -219,16 +228,18 @@ def test_a_score_is_that_of_the_packages_predictor(
                 )
             )
 
-    score = _proof(samples, Unrounded(samples, segmenter)).measure(network)
+    # One at a time, as there: sums are rounded in the same order.
+    one = _memory(objects_at_once=1)
+    score = _proof(samples, Unrounded(samples, segmenter), memory=one).measure(network)
 
     assert score.instances == 6
-    assert (score.miou, score.miou_click, score.boundary_f) == pytest.approx(np.mean(fits, 0), abs=2e-3)
+    assert (score.miou, score.miou_click, score.boundary_f) == pytest.approx(np.mean(fits, 0), abs=1e-5)
     assert score.left_out == 2
     assert [score.per_class[name]["instances"] for name in NAMES] == [2, 2, 2, 0]
     assert score.per_class["none"]["miou"] is None
     by_class = np.array([fits[class_id::3] for class_id in range(3)]).mean(1)
     assert [score.per_class[name]["miou_click"] for name in NAMES[:3]] == pytest.approx(
-        by_class[:, 1].tolist(), abs=5e-3
+        by_class[:, 1].tolist(), abs=1e-5
     )
 
 
