@@ -182,7 +182,7 @@ def test_what_is_kept_is_worth_what_is_encoded_anew(
         limit_bytes=1 << 30,
     )
     with embeddings:
-        embeddings.fill(lambda *_: None, lambda: None)
+        embeddings.fill(lambda *_: None)
         assert len(samples) * (256 * 8**2 + 32 * 32**2 + 64 * 16**2) * 2 == embeddings.kept_bytes
         assert _proof(samples, embeddings).measure(network) == _proof(samples).measure(network)
 
