@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def metrics(training: Training, course: Course, before: dict[str, torch.Tensor])
         progress.evaluate("the base model on test")
         trained = sam2_kept.copy(network)
         sam2_kept.load(network, before)
+        training.base.serve(network)
         report["test"]["base"] = test.measure(network).to_dict()
         sam2_kept.load(network, trained)
     if training.job.get("active_model"):
@@ -110,11 +112,8 @@ def write(
     effective: dict[str, Any],
     versions: dict[str, str | None],
 ) -> None:
-    """Write what is delivered beside the sheet."""
+    """Write what is delivered beside the sheet; the model first, which is worth more than all else."""
     directory, options, base = training.child.directory, training.options, training.base
-    draw_curves(directory, course.history)
-    args = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True)
-    (directory / "args.yaml").write_text(args, encoding="utf-8")
     metadata = {
         "config": base.architecture,
         "base_model": base.name,
@@ -122,14 +121,30 @@ def write(
         "image_px": options.imgsz,
         "trained": options.train,
         "classes": training.job["names"],
-        "metrics": metrics,
+        # Not those of another model, whose error may name a place on this machine.
+        "metrics": {key: value for key, value in metrics.items() if key != "active"},
         "versions": versions,
         "multimask_fallback": options.box_share < 1,
         "epochs": course.best_epoch,
     }
     sam2_publish.write(directory / "best.pt", training.network.model, metadata)
+    args = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True)
+    (directory / "args.yaml").write_text(args, encoding="utf-8")
+    draw_curves(directory, course.history)
 
 
 def draw_curves(directory: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write the table and the picture of all epochs."""
-    sam2_curves.curves(history, directory / "results.csv", directory / "curves.png")
+    with pictures():
+        sam2_curves.curves(history, directory / "results.csv", directory / "curves.png")
+
+
+@contextlib.contextmanager
+def pictures() -> Iterator[None]:
+    """Tell in the log what goes wrong within: no training is lost over what there is to look at."""
+    try:
+        yield
+    except StopRequestedError:
+        raise
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()

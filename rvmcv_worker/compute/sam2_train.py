@@ -51,7 +51,8 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         proof, sheet = training.proof("val", val), Sheet(samples["val"], job["names"])
         progress.measure("the base model")
         training.base.serve(network)
-        sheet.before(proof, network)
+        with sam2_delivery.pictures():
+            sheet.before(proof, network)
         course = left_off.course if left_off else Course(proof.measure(network), proof.box_as_mask())
         before = sam2_kept.copy(network) if "test" in samples else {}
 
@@ -79,8 +80,9 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         # What the best epoch is worth, and all that is delivered.
         sam2_kept.load_best(network, output)
         progress.evaluate("the best epoch")
-        sheet.after(proof, network)
-        sheet.write(child.directory / "masks.jpg")
+        with sam2_delivery.pictures():
+            sheet.after(proof, network)
+            sheet.write(child.directory / "masks.jpg")
         metrics = sam2_delivery.metrics(training, course, before)
         effective = sam2_delivery.effective(training, caches)
         versions = runtime.versions(network.device.type == "cuda")
@@ -122,8 +124,7 @@ def _faults(child: Child, options: Sam2Options) -> Iterator[_Reached]:
         if reached.kept:
             reached.kept.keep_newest()
             epochs = len(reached.kept.history)
-            with contextlib.suppress(OSError):  # the disk may be full, and the fault is the one to tell
-                sam2_delivery.draw_curves(child.directory, reached.kept.history)
+            sam2_delivery.draw_curves(child.directory, reached.kept.history)
         (child.directory / "best.pt").unlink(missing_ok=True)
         fault.detail = {
             "epochs": epochs,

@@ -17,7 +17,14 @@ import pytest
 import torch
 from sam2.build_sam import build_sam2
 
-from rvmcv_worker.compute import sam2_checkpoint, sam2_kept, sam2_optimizer
+from rvmcv_worker.compute import (
+    check_model,
+    sam2_checkpoint,
+    sam2_curves,
+    sam2_kept,
+    sam2_optimizer,
+    sam2_sheet,
+)
 from rvmcv_worker.compute.sam2_network import Network
 from tests import sam2_files
 from tests.compute_child import ComputeChild
@@ -316,6 +323,22 @@ def test_a_full_disk_is_told_and_what_was_measured_is_there(
 
     assert answer["error"]["code"] == "disk_quota"
     assert (answer["detail"]["epochs"], answer["detail"]["files"]) == (1, ["results.csv", "curves.png"])
+
+
+def test_no_training_is_lost_over_its_pictures(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def torn(*_args: Any, **_options: Any) -> NoReturn:
+        raise ValueError("a torn canvas")
+
+    monkeypatch.setattr(sam2_sheet, "draw", torn)
+    monkeypatch.setattr(sam2_curves, "_draw", torn)
+    child = train_here(root, options={"epochs": 1})
+
+    assert child.result["files"] == ["best.pt", "results.csv", "args.yaml"]
+    assert capsys.readouterr().err.count("ValueError: a torn canvas") == 2
+    job = {"model": "train/best.pt", "model_type": "sam2", "expect": {"names": NAMES}}
+    assert check_model.run(job, child)["ok_types"]
 
 
 def test_a_training_that_diverges_is_the_jobs_fault(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
