@@ -12,7 +12,7 @@ _MEASURES = {"miou": "mIoU with boxes", "miou_click": "mIoU with one click", "bo
 
 
 class MaskScore(Response):
-    """One measure on the val split; null where it was not measured, or is no number."""
+    """One measure on the val split, 0 to 1; null where it was not measured, or is no such number."""
 
     measure: str
     model: float | None
@@ -63,4 +63,5 @@ def _of(whose: str, key: str, metrics: dict[str, Any]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 1 else None
