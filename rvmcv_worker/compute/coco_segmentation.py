@@ -14,6 +14,10 @@ from rvmcv_worker.compute.faults import Fault, FaultKind
 from rvmcv_worker.compute.rle import Rle, RleError
 
 
+#: More than any object is seen in.
+_MAX_PIECES = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """Polygons in pixels, end to end: an array for each of a million pieces would be mostly overhead."""
@@ -63,6 +67,8 @@ def _run_lengths(value: dict[str, Any], max_pixels: int) -> Rle:
 
 
 def _pieces(value: list[Any]) -> Pieces:
+    if len(value) > _MAX_PIECES:
+        raise ValueError(f"{len(value)} pieces, more than {_MAX_PIECES}")
     for piece in value:
         if not isinstance(piece, list) or any(type(number) not in {int, float} for number in piece):
             raise ValueError("a polygon is not a list of numbers")

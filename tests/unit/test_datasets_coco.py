@@ -240,6 +240,7 @@ def test_run_lengths_of_both_kinds_and_pieces_are_kept(prepared: Prepared) -> No
         ({"segmentation": [[4, 4, 1e300, 4, 20, 28]]}, "not_finite", "image"),
         ({"segmentation": [[4, 4, 40, 4, 20]]}, "segmentation_unreadable", "image"),
         ({"segmentation": TRIANGLE}, "segmentation_unreadable", "image"),
+        ({"segmentation": [[]] * 10_001}, "segmentation_unreadable", "image"),
         ({"segmentation": "mask.png"}, "segmentation_unreadable", "image"),
         ({"segmentation": [["4", 4, 40, 4, 20, 28]]}, "segmentation_unreadable", "image"),
         ({"segmentation": [[True, 4, 40, 4, 20, 28]]}, "segmentation_unreadable", "image"),
