@@ -69,7 +69,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 
 @pytest.fixture(autouse=True)
-def _as_in_the_child() -> Iterator[None]:
+def _bit_for_bit() -> Iterator[None]:
     """One thread: with more, sums are in another order on a machine with another number of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
