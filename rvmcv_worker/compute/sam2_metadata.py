@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from rvmcv_worker import framing
 from rvmcv_worker.compute.printable import printable
 from rvmcv_worker.errors import ModelInvalidError
 from rvmcv_worker.sam2_options import Trained
@@ -46,13 +47,17 @@ class Sam2Metadata(BaseModel):
 
     @model_validator(mode="after")
     def _bounded(self) -> Sam2Metadata:
-        if (size_bytes := len(self.model_dump_json())) > MAX_BYTES:
+        if (size_bytes := len(self._json())) > MAX_BYTES:
             raise ValueError(f"{size_bytes} bytes as JSON, more than {MAX_BYTES}")
         return self
 
     def plain(self) -> dict[str, Any]:
         """Return it as dicts, lists, text and numbers, of which equal ones make equal pickles."""
-        return dict(json.loads(self.model_dump_json()))
+        return dict(json.loads(self._json()))
+
+    def _json(self) -> str:
+        """Return it without numbers that are not finite; half a character in a name, as JSON has it, stays."""
+        return json.dumps(framing.finite(self.model_dump()), allow_nan=False)
 
 
 def parse(found: Mapping[str, Any], name: str) -> Sam2Metadata:

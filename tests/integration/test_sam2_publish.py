@@ -112,10 +112,12 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path, model: SAM2Base) -> N
 
 def test_what_is_nearly_plain_becomes_plain(tmp_path: Path) -> None:
     metrics = {"miou": float("nan"), "best": np.float64(0.5)}
-    metadata = sam2_files.METADATA | {"metrics": metrics, "versions": {"torch": torch.__version__}}
+    versions, classes = {"torch": torch.__version__}, ["half a \ud83d", "瓶"]
+    metadata = sam2_files.METADATA | {"metrics": metrics, "versions": versions, "classes": classes}
     path = tmp_path / "best.pt"
     sam2_publish.write(path, sam2_checkpoint.build(ARCHITECTURE), metadata)
     written = sam2_checkpoint.read(path).metadata
+    assert written["classes"] == classes
     assert written["metrics"] == {"miou": None, "best": 0.5}
     assert written["versions"] == {"torch": str(torch.__version__)}
     assert pickle_scan.scan(path).beyond(pickle_scan.SAM2_TYPES) == []
