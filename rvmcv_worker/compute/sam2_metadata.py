@@ -56,7 +56,7 @@ class Sam2Metadata(BaseModel):
         return dict(json.loads(self._json()))
 
     def _json(self) -> str:
-        """Return it without numbers that are not finite; half a character in a name, as JSON has it, stays."""
+        """Return it without numbers that are not finite; half a character, which JSON can have, stays."""
         return json.dumps(framing.finite(self.model_dump()), allow_nan=False)
 
 
