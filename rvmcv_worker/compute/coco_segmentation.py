@@ -13,7 +13,6 @@ from rvmcv_worker.compute import rle
 from rvmcv_worker.compute.faults import Fault, FaultKind
 from rvmcv_worker.compute.rle import Rle, RleError
 
-
 #: More than any object is seen in.
 _MAX_PIECES = 10_000
 

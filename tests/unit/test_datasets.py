@@ -266,7 +266,7 @@ def test_a_stop_ends_it_between_two_images(prepared: Prepared) -> None:
     child = Child(root=prepared.root, directory=prepared.root / "prepare", progress_fd=writer)
     child.stop_requested.set()
     with pytest.raises(StopRequestedError):
-        run({"archive": "in/dataset.zip", "limits": LIMITS}, child)
+        run({"archive": "in/dataset.zip", "job_type": "yolo11", "limits": LIMITS}, child)
     os.close(reader)
     os.close(writer)
 
