@@ -159,6 +159,19 @@ def test_steps_lessen_the_loss(model: SAM2Base) -> None:
     assert totals[-1] < 0.8 * totals[0], totals
 
 
+@pytest.mark.parametrize("trained", MODES)
+def test_a_step_can_be_computed_in_bf16(model: SAM2Base, trained: Trained) -> None:
+    """As on a GPU; a CPU has the same kinds of numbers, only slower."""
+    exact = Steps(model, train=trained).run(lr_factor=0.0)
+    steps = Steps(model, train=trained)
+    steps.network._bf16 = True
+    losses = steps.run()
+    assert losses != exact
+    assert losses == pytest.approx(exact, rel=0.05)
+    assert all(tensor.dtype is torch.float32 for tensor in model.state_dict().values())
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
 def test_the_gradient_is_clipped(model: SAM2Base) -> None:
     assert Steps(model, clip_norm=0.01).gradient().norm() == pytest.approx(0.01, rel=1e-3)
 
