@@ -100,8 +100,9 @@ class Training:
             memory_limit_bytes=self.job.get("memory_limit_bytes"),
             check_stop=self.child.check_stop,
         )
-        self.progress.encode(split)
-        embeddings.fill(self.progress.encoded)
+        if embeddings.planned:
+            self.progress.encode(split)
+            embeddings.fill(self.progress.encoded)
         self.progress.say(embeddings.sentence())
         return embeddings
 
