@@ -20,8 +20,9 @@ _MB = 1024**2
 MODEL_BYTES = dict(zip(ARCHITECTURES, (156_100_000, 184_500_000, 323_700_000, 898_200_000), strict=True))
 #: Largest file that `upload-model` takes.
 UPLOAD_BYTES = 200 * _MB
-#: Files of a training that keeps embeddings, beside those and the data, in sizes of the model: best.pt, frozen,
-#: and as the check child sees it; the rest is for checkpoints, which hold what is trained, an eighth at most.
+#: Files of a training that keeps embeddings, beside those and the data, in sizes of the model: best.pt,
+#: frozen, and as the check child sees it; the rest is for checkpoints, which hold what is trained, an eighth
+#: of the model at most.
 _BESIDE = 6
 
 

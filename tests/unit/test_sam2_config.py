@@ -61,12 +61,5 @@ def test_what_is_wrong_is_named(config: dict[str, object], said: str) -> None:
     assert said in caught.value.message
 
 
-def test_every_fault_is_said_at_once() -> None:
-    with pytest.raises(InvalidJobError) as caught:
-        parse({"epochs": 0, "patiense": 1})
-    for said in ("config.epochs", "config.patiense", "dataset_id or dataset_url is missing"):
-        assert said in caught.value.message
-
-
 def test_a_job_that_asks_for_several_gpus_takes_no_more_than_one() -> None:
     assert JOB_TYPES["sam2"].gpus({"gpus": 4}) == 1
