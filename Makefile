@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 # uv as it is on the machine, else the one that pip puts into the environment.
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: help setup demo test test-fast chaos soak lint format bench lock clean
+.PHONY: help setup demo test test-fast chaos soak lint format bench sam2-proof lock clean
 
 help:
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.installed ## environment in .venv, locked with hashes
 
@@ -30,9 +30,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## a training, then inferences, on an embedded RVM-Server; DATASET=path IMG_SIZE=320 EPOCHS=3 for your own data, SAM2=path
+demo: setup ## a training, then inferences, on an embedded RVM-Server; DATASET=path IMG_SIZE=320 EPOCHS=3 for your own data, SAM2=path, SEGMENT=1 fine-tunes SAM2
 	$(BIN)/rvmcv-worker demo $(if $(DATASET),--dataset '$(DATASET)') $(if $(EPOCHS),--epochs $(EPOCHS)) \
-	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) $(if $(SAM2),--sam2 '$(SAM2)') --json summary.json
+	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) $(if $(SAM2),--sam2 '$(SAM2)') \
+	  $(if $(filter-out 0,$(SEGMENT)),--segment) --json summary.json
 
 test: setup ## the whole suite
 	$(BIN)/python -m pytest
@@ -59,9 +60,15 @@ format: setup ## ruff's formatter
 bench: setup ## every benchmark; writes benchmarks/latest.json
 	$(BIN)/python -m benchmarks
 
+sam2-proof: setup ## what fine-tuning pretrained weights is worth: BASE=sam2.1_hiera_tiny.pt DATASET=path EPOCHS= IMG_SIZE= TRAIN=all
+	@[ -n '$(BASE)' ] && [ -n '$(DATASET)' ] || \
+	  { echo "name both: make sam2-proof BASE=sam2.1_hiera_tiny.pt DATASET=a folder or zip with polygons"; exit 2; }
+	$(BIN)/python -m benchmarks.sam2_proof '$(BASE)' '$(DATASET)' $(if $(EPOCHS),--epochs $(EPOCHS)) \
+	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) $(if $(TRAIN),--train '$(TRAIN)')
+
 lock: ## resolve requirements.lock anew
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --all-extras \
 	  --upgrade --custom-compile-command 'make lock' --quiet pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) demo-out summary.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out sam2-proof summary.json .pytest_cache .mypy_cache .ruff_cache

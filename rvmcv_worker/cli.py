@@ -165,27 +165,28 @@ def demo(
     sam2: Annotated[
         Path | None, typer.Option(help="A checkpoint of SAM2.1 (sam2.1_hiera_….pt), for masks.", exists=True)
     ] = None,
+    segment: Annotated[
+        bool,
+        typer.Option(
+            "--segment",
+            help="After the detector fine-tune SAM2 on polygons, from --sam2 or else from random weights, "
+            "and have it make masks. On drawn data all of it takes some five minutes on two cores.",
+        ),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the summary goes.")] = None,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo-out"),
 ) -> None:
-    """Run a training and inferences on an embedded RVM-Server and show what happens."""
+    """Run trainings and inferences on an embedded RVM-Server and show what happens."""
     try:
         from rvmcv_worker.demo.run import run_demo
+        from rvmcv_worker.demo.wishes import Wishes
     except ImportError as error:
         _give_up(
             f"{error}: the demo needs the extras: pip install 'rvmcv-worker[compute,reference]'",
             ExitCode.FAILED,
         )
-    raise typer.Exit(
-        run_demo(
-            dataset=dataset,
-            epochs=epochs,
-            img_size=img_size,
-            sam2=sam2,
-            json_file=json_file,
-            out_dir=out,
-        )
-    )
+    wishes = Wishes(dataset=dataset, epochs=epochs, img_size=img_size, sam2=sam2, segment=segment)
+    raise typer.Exit(run_demo(wishes, json_file=json_file, out_dir=out))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,25 @@ CONFIDENCE = 0.4
 IOU = 0.5
 #: SAM2 takes seconds for a picture on a CPU, the model itself next to nothing.
 PICTURES_FOR_SAM2, PICTURES_FOR_MODEL = 4, 12
-OWN_MASKS = "yolo"
-#: What this act leaves in the output folder.
-DETECTIONS, ANNOTATED, MASKS, SAM2_MASKS = "detections.png", "annotated.jpg", "masks.png", "masks_sam2.png"
+#: What this act leaves in the output folder beside masks.
+DETECTIONS, ANNOTATED = "detections.png", "annotated.jpg"
+
+
+@dataclass(frozen=True)
+class MaskMaker:
+    """Whom masks are asked of."""
+
+    #: As an inference names it.
+    segmenter: str
+    #: As people call it.
+    called: str
+    #: The sheet, in the output folder.
+    file: str
+    #: How many pictures it is asked about.
+    pictures: int = PICTURES_FOR_SAM2
+
+
+OWN_MASKS = MaskMaker("yolo", "the model itself", "masks.png", PICTURES_FOR_MODEL)
 
 
 class Inferences:
@@ -37,10 +54,10 @@ class Inferences:
         self._questions = questions
         self._out_dir = out_dir
 
-    def perform(self, subject: Subject, sam2: str | None) -> None:
+    def perform(self, subject: Subject, makers: Sequence[MaskMaker]) -> None:
         """Ask about single pictures, suspicious ones, a batch, a drawn one, and for masks.
 
-        `sam2` is the version of a SAM2 that RVM-Server has.
+        `makers` are the SAM2s that RVM-Server has.
         """
         options = {"confidence_threshold": CONFIDENCE, "iou_threshold": IOU, "img_size": subject.img_size}
         answers = self._look_at_each(subject, options)
@@ -48,12 +65,13 @@ class Inferences:
         self._look_at_all(subject, options)
         self._have_one_drawn(subject, options, answers)
         if subject.label_task == "segment":
-            self._have_masks(subject, options, OWN_MASKS, _richest(answers, PICTURES_FOR_MODEL))
-        if sam2 is not None:
-            self._have_masks(subject, options, sam2, _richest(answers, PICTURES_FOR_SAM2))
-        else:
+            self._have_masks(subject, options, OWN_MASKS, answers)
+        for maker in makers:
+            self._have_masks(subject, options, maker, answers)
+        if not makers:
             self._say(
-                "\nNo masks by SAM2: no weights come without a network. Give some: make demo SAM2=path."
+                "\nNo masks by SAM2: no weights come without a network. Give some, make demo SAM2=path, "
+                "or fine-tune random ones, make demo SEGMENT=1."
             )
 
     def _look_at_each(self, subject: Subject, options: dict[str, Any]) -> list[Answer]:
@@ -100,7 +118,11 @@ class Inferences:
     def _have_one_drawn(self, subject: Subject, options: dict[str, Any], answers: Sequence[Answer]) -> None:
         """Have the worker itself draw into the picture in which it found most."""
         index = max(range(len(answers)), key=lambda i: len(answers[i].detections))
-        masks = {"segmentation": True, "segmenter": OWN_MASKS} if subject.label_task == "segment" else {}
+        masks = (
+            {"segmentation": True, "segmenter": OWN_MASKS.segmenter}
+            if subject.label_task == "segment"
+            else {}
+        )
         asked = {**options, **masks, "image_url": subject.single.urls[index], "annotated": True}
         answer = self._ask(asked, "the annotated picture")
         if path := (answer.result or {}).get("annotated_path"):
@@ -109,18 +131,18 @@ class Inferences:
             self.faults.append("no annotated picture is named in the result")
 
     def _have_masks(
-        self, subject: Subject, options: dict[str, Any], segmenter: str, chosen: Sequence[int]
+        self, subject: Subject, options: dict[str, Any], maker: MaskMaker, seen: Sequence[Answer]
     ) -> None:
-        """Have masks made of some of the single pictures, and draw a sheet of them."""
-        by = "the model itself" if segmenter == OWN_MASKS else segmenter
-        self._say(f"\nMasks by {by}, of {len(chosen)} of the single pictures:")
-        asked = {**options, "segmentation": True, "segmenter": segmenter}
+        """Have masks made of those single pictures in which most was seen, and draw a sheet of them."""
+        chosen = _richest(seen, maker.pictures)
+        by = f"masks by {maker.called}"
+        self._say(f"\n{by.capitalize()}, of {len(chosen)} of the single pictures:")
+        asked = {**options, "segmentation": True, "segmenter": maker.segmenter}
         urls = [subject.single.urls[index] for index in chosen]
-        answers = [self._ask({**asked, "image_url": url}, f"masks by {by}") for url in urls]
+        answers = [self._ask({**asked, "image_url": url}, by) for url in urls]
         names = [subject.single.names[index] for index in chosen]
         inference_tables.print_answers(self._console, names, answers)
-        file = MASKS if segmenter == OWN_MASKS else SAM2_MASKS
-        self._draw(subject, chosen, answers, file, f"Masks by {by}")
+        self._draw(subject, chosen, answers, maker.file, by.capitalize())
 
     def _ask(self, fields: dict[str, Any], what: str) -> Answer:
         answer = self._questions.ask(fields)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rvmcv_worker.demo.mask_table import print_masks
+
 
 @dataclass(frozen=True)
 class JobReport:
@@ -88,7 +90,9 @@ def print_job(console: Console, job: JobReport, delivery: Delivery | None) -> No
         )
     print_facts(console, facts)
     metrics = (job.result or {}).get("metrics")
-    if metrics:
+    if metrics and job.job_type == "sam2":
+        print_masks(console, metrics)
+    elif metrics:
         _print_metrics(console, metrics)
 
 

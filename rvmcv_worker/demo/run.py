@@ -1,4 +1,4 @@
-"""The demo: a training all the way, then what its model sees, asked through RVM-Server."""
+"""The demo: trainings all the way, then what their models see, asked through RVM-Server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import requests
 from minio.error import MinioException
@@ -20,41 +21,40 @@ from rich.console import Console
 from rvmcv_worker.demo import inferences, material, training
 from rvmcv_worker.demo.admin import Admin
 from rvmcv_worker.demo.gauge import Gauge
-from rvmcv_worker.demo.inferences import Inferences
+from rvmcv_worker.demo.inferences import Inferences, MaskMaker
 from rvmcv_worker.demo.material import Material, MaterialError
 from rvmcv_worker.demo.questions import Questions
 from rvmcv_worker.demo.report import Delivery, JobReport, Summary, print_facts, print_job
 from rvmcv_worker.demo.stage import Stage, StageError, set_up
 from rvmcv_worker.demo.subject import Subject
+from rvmcv_worker.demo.wishes import Wishes
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.client import ClientError
 
 POLL_EVERY_S = 0.25
 #: How long a daemon may take to wipe a workspace after its last report.
 WIPE_TIMEOUT_S = 15.0
-#: What the demo leaves in its output folder, beside the folder of the training.
+#: Sheets of masks by a SAM2 of the user's, and by one that is fine-tuned here.
+SAM2_SHEET, TUNED_SHEET = "masks_sam2.png", "masks_fine_tuned.png"
+#: Below the output folder: what is of the fine-tuned SAM2.
+TUNED_DIR = "sam2"
+#: What the demo leaves in its output folder, beside a folder of each training.
 FILES = (
     inferences.DETECTIONS,
-    inferences.MASKS,
-    inferences.SAM2_MASKS,
+    inferences.OWN_MASKS.file,
+    SAM2_SHEET,
+    TUNED_SHEET,
     inferences.ANNOTATED,
     "results.png",
     "best.pt",
+    *(f"{TUNED_DIR}/{name}" for name in ("masks.jpg", "curves.png", "best.pt")),
 )
 
 #: What can go wrong beside the jobs themselves, told without a traceback.
 EXPECTED_ERRORS = (MaterialError, StageError, ClientError, requests.RequestException, MinioException, OSError)
 
 
-def run_demo(
-    *,
-    dataset: Path | None,
-    epochs: int | None,
-    img_size: int | None,
-    sam2: Path | None,
-    json_file: Path | None,
-    out_dir: Path,
-) -> int:
+def run_demo(wishes: Wishes, *, json_file: Path | None, out_dir: Path) -> int:
     """Run it and return the exit status: 0 when all jobs completed and nothing was left behind."""
     # A pipe has no width: sums of 64 digits then stay whole.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -62,7 +62,7 @@ def run_demo(
     completed = False
     try:
         with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="rvmcv-demo-") as directory:
-            completed = demo.perform(Path(directory), dataset, epochs, img_size, sam2)
+            completed = demo.perform(Path(directory), wishes)
     except KeyboardInterrupt as stop:
         by = str(stop) or "Ctrl-C"
         _say(
@@ -77,83 +77,97 @@ def run_demo(
     return ExitCode.OK if completed else ExitCode.FAILED
 
 
+class _TrainingFailedError(Exception):
+    """A training brought no model: there is nothing to go on with."""
+
+    def __init__(self, job: JobReport) -> None:
+        super().__init__(job.status)
+        self.job = job
+
+
 class Demo:
     """One performance; `summary` holds what is known of it at any time."""
 
     def __init__(self, console: Console, out_dir: Path) -> None:
         self.summary = Summary()
+        #: What is not as it should be, a sentence each.
+        self._faults: list[str] = []
         self._console = console
         self._out_dir = out_dir
 
-    def perform(
-        self,
-        directory: Path,
-        dataset: Path | None,
-        epochs: int | None,
-        img_size: int | None,
-        sam2: Path | None,
-    ) -> bool:
-        """Do all of it; returns whether every job completed, the model is sound and nothing was left."""
+    def perform(self, directory: Path, wishes: Wishes) -> bool:
+        """Do all of it; returns whether every job completed, the models are sound and nothing was left."""
         self._out_dir.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (self._out_dir / name).unlink(missing_ok=True)  # of an earlier demo
-        segmenter = None if sam2 is None else material.segmenter_name(sam2)
-        _say(self._console, "Drawing a data set." if dataset is None else f"Taking the data set {dataset}.")
-        data = material.drawn(directory) if dataset is None else material.own(dataset, directory)
-        wishes = {"epochs": epochs, "img_size": img_size}
-        data = replace(data, training=data.training | {k: v for k, v in wishes.items() if v is not None})
+        drawing = (
+            "Drawing a data set." if wishes.dataset is None else f"Taking the data set {wishes.dataset}."
+        )
+        _say(self._console, drawing)
+        data = material.prepare(wishes, directory)
         _say(self._console, "Starting the reference RVM-Server (SQLite, embedded S3) and the daemon.")
         with set_up(directory) as stage:
             admin, gauge = Admin(stage.state), Gauge(stage.daemon.pid)
-            job = self._train(stage, admin, gauge, data)
-            delivery = training.fetch(admin, job, self._out_dir)
-            print_job(self._console, job, delivery)
-            if delivery is None:
-                self._tell_failure(stage, job)
-                faults = [f"the training is {job.status}"]
-            else:
-                if sam2 is not None and segmenter is not None:
-                    admin.add_segmenter(sam2, segmenter)
-                faults = self._infer(stage, admin, gauge, data, job, delivery, directory, segmenter)
+            try:
+                self._act(stage, admin, gauge, wishes, data, directory)
+            except _TrainingFailedError as failed:
+                self._tell_failure(stage, failed.job)
             self._stop(stage, gauge)
         self._tell_surroundings(gauge)
-        for fault in faults:
+        for fault in self._faults:
             _say(self._console, f"not as it should be: {fault}")
-        return not faults and not self.summary.workspace_files_left
+        return not self._faults and not self.summary.workspace_files_left
 
-    def _train(self, stage: Stage, admin: Admin, gauge: Gauge, data: Material) -> JobReport:
-        job_id = admin.queue_training(data.archive, data.training)
-        fields = data.training
-        what = f"{fields['base_model']}, {fields['epochs']} epochs at {fields['img_size']} px"
-        _say(self._console, f"Queued {job_id}: {what}, on {data.origin}.")
-        report = training.train(stage, admin, gauge, self._console, job_id, data)
-        self.summary = replace(self.summary, jobs=(report,), sandbox=admin.sandbox())
-        return report
+    def _act(
+        self, stage: Stage, admin: Admin, gauge: Gauge, wishes: Wishes, data: Material, directory: Path
+    ) -> None:
+        """Train the detector, fine-tune SAM2 where that is wished for, and ask both."""
+        job, detector = self._train(stage, admin, gauge, data.training, data, self._out_dir)
+        makers = []
+        if wishes.sam2 is not None:
+            version = material.segmenter_name(wishes.sam2)
+            admin.add_segmenter(wishes.sam2, version)
+            makers.append(MaskMaker(version, version, SAM2_SHEET))
+        if data.segmenting is not None:
+            _say(self._console, "")
+            folder = self._out_dir / TUNED_DIR
+            _, tuned = self._train(stage, admin, gauge, data.segmenting, data, folder)
+            makers.append(MaskMaker(tuned.version, "the fine-tuned SAM2", TUNED_SHEET))
+        admin.activate(detector.version)
+        _say(self._console, f"\nActivated {detector.version}: whoever names no model gets it.")
+        trained, questions = self.summary.jobs, Questions(stage, admin, gauge)
+        asking = Inferences(self._console, admin, questions, self._out_dir)
+        try:
+            asking.perform(Subject.prepare(admin, data, job.result or {}, directory), makers)
+        finally:
+            self.summary = replace(self.summary, jobs=(*trained, *questions.jobs))
+            self._faults += asking.faults
 
-    def _infer(
+    def _train(
         self,
         stage: Stage,
         admin: Admin,
         gauge: Gauge,
+        fields: dict[str, Any],
         data: Material,
-        job: JobReport,
-        delivery: Delivery,
-        directory: Path,
-        segmenter: str | None,
-    ) -> list[str]:
-        """Activate the model and have it asked; returns what is not as it should be."""
-        admin.activate(delivery.version)
-        _say(self._console, f"\nActivated {delivery.version}: whoever names no model gets it.")
-        questions = Questions(stage, admin, gauge)
-        second = Inferences(self._console, admin, questions, self._out_dir)
-        try:
-            second.perform(Subject.prepare(admin, data, job.result or {}, directory), segmenter)
-        finally:
-            self.summary = replace(self.summary, jobs=(job, *questions.jobs))
-        different = (
-            [] if delivery.is_equal else ["the row of the model tells another sha256 than its bytes have"]
-        )
-        return different + second.faults
+        out_dir: Path,
+    ) -> tuple[JobReport, Delivery]:
+        """Queue one training, show it, and bring what it delivers into `out_dir`."""
+        job_id = admin.queue_training(data.archive, fields)
+        what = f"{fields['base_model']}, {fields['epochs']} epochs at {fields['img_size']} px"
+        _say(self._console, f"Queued {job_id}: {what}, on {data.origin}.")
+        job = training.train(stage, admin, gauge, self._console, job_id, fields["epochs"])
+        self.summary = replace(self.summary, jobs=(*self.summary.jobs, job), sandbox=admin.sandbox())
+        delivery = training.fetch(admin, job, out_dir)
+        print_job(self._console, job, delivery)
+        if delivery is None:
+            self._faults.append(f"the training is {job.status}")
+            raise _TrainingFailedError(job)
+        if not delivery.is_equal:
+            self._faults.append(
+                f"the row of the model {delivery.version} tells another sha256 than its bytes have"
+            )
+        return job, delivery
 
     def _stop(self, stage: Stage, gauge: Gauge) -> None:
         """Count what jobs have left; if that is nothing, end the daemon and count what its engine has."""
@@ -180,7 +194,7 @@ class Demo:
         _say(self._console, f"\nThe daemon's last lines:\n{stage.daemon.last_lines()}")
 
     def _tell_surroundings(self, gauge: Gauge) -> None:
-        names = (*FILES, training.ARTIFACTS_DIR)
+        names = (*FILES, training.ARTIFACTS_DIR, f"{TUNED_DIR}/{training.ARTIFACTS_DIR}")
         ended = Counter(f"{job.status} {job.job_type}" for job in self.summary.jobs)
         facts = {
             "jobs": ", ".join(f"{count} {what}" for what, count in ended.items()),

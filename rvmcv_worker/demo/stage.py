@@ -22,7 +22,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 #: How the workspaces that are the worker's own begin, of its engines and exports; no job's id does.
 OWN_PREFIX = "_"
-JOB_TYPES = ("yolo11", "inference", "batch-inference")
+JOB_TYPES = ("yolo11", "sam2", "inference", "batch-inference")
 
 #: `rvmcv-reference`, wherever the package is installed.
 _REFERENCE = "from rvmcv_worker.reference.cli import main; main()"

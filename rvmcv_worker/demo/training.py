@@ -1,4 +1,4 @@
-"""The demo's first act: a training, followed to its end, and what it brought."""
+"""A training of the demo, followed to its end, and what it brought."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.console import Console
 
 from rvmcv_worker.demo.admin import Admin
 from rvmcv_worker.demo.gauge import Gauge
-from rvmcv_worker.demo.material import Material
 from rvmcv_worker.demo.report import Delivery, JobReport
 from rvmcv_worker.demo.stage import Stage, StageError
 from rvmcv_worker.demo.watch import Watch
@@ -22,17 +21,16 @@ POLL_EVERY_S = 0.25
 #: An idle daemon claims at once; one that has not after this long says why in its log.
 CLAIM_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 15.0
-#: Below the output folder: what the training left beside its model.
+#: Below the folder of a training's model: what it left beside that, but for the pictures to look at first.
 ARTIFACTS_DIR = "training"
+PICTURES = frozenset({"results.png", "masks.jpg", "curves.png"})
 
 
-def train(
-    stage: Stage, admin: Admin, gauge: Gauge, console: Console, job_id: str, data: Material
-) -> JobReport:
+def train(stage: Stage, admin: Admin, gauge: Gauge, console: Console, job_id: str, epochs: int) -> JobReport:
     """Show a queued training until it has ended; Ctrl-C cancels it."""
     started_s = time.monotonic()
     try:
-        with Watch(console, data.training["epochs"]) as watch:
+        with Watch(console, epochs) as watch:
             job = _follow(stage, admin, gauge, watch, job_id)
     except KeyboardInterrupt:
         _cancel(admin, job_id)
@@ -41,12 +39,12 @@ def train(
 
 
 def fetch(admin: Admin, job: JobReport, out_dir: Path) -> Delivery | None:
-    """Bring what the training stored into `out_dir`; None without a model."""
+    """Bring what a training stored into `out_dir`; None without a model."""
     result = job.result or {}
     artifacts = out_dir / ARTIFACTS_DIR
-    artifacts.mkdir(exist_ok=True)
+    artifacts.mkdir(parents=True, exist_ok=True)
     for name, path in result.get("artifacts", {}).items():
-        admin.fetch(path, (out_dir if name == "results.png" else artifacts) / name)
+        admin.fetch(path, (out_dir if name in PICTURES else artifacts) / name)
     if job.status != "completed":
         return None
     row = admin.model_row(result["version"])

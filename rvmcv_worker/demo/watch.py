@@ -74,7 +74,10 @@ class Watch:
         if trained and history:
             # Fewer than asked for when its patience ended it.
             self._bars.update(self._epoch_bar, total=len(history))
-        told = f"{len(history)}/{self._epochs}  {_figures(history[-1])}" if history else ""
+        # What comes before the first epoch may take a while, too.
+        told = str(progress.get("message") or "") if phase == "train" else ""
+        if history:
+            told = f"{len(history)}/{self._epochs}  {_figures(history[-1])}"
         eta_s = progress.get("eta_s")
         if phase == "train" and eta_s is not None:
             told += f"  {eta_s:.0f} s to go"
@@ -86,7 +89,14 @@ class Watch:
 
 def _figures(entry: dict[str, Any]) -> str:
     metrics = entry.get("metrics") or {}
+    if "miou" in metrics:
+        return _figures_of_masks(metrics, entry["losses"])
     parts = [f"mAP50 {metrics['mAP50']:.3f}"] if "mAP50" in metrics else []
     losses = entry.get("losses") or {}
     parts += [f"{name.removesuffix('_loss')} {value:.2f}" for name, value in losses.items()]
     return "  ".join(parts)
+
+
+def _figures_of_masks(metrics: dict[str, Any], losses: dict[str, Any]) -> str:
+    beside = f"base {metrics['base/miou']:.3f}, the box itself {metrics['box_as_mask/miou']:.3f}"
+    return f"mIoU {metrics['miou']:.3f} ({beside})  loss {losses['total']:.2f}"

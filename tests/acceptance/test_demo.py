@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -32,22 +33,26 @@ def _demo(directory: Path, dataset: Path, *options: str) -> subprocess.Completed
     )
 
 
-def test_a_folder_becomes_a_model_that_answers_and_nothing_stays(tmp_path: Path) -> None:
+def test_a_folder_becomes_models_that_answer_and_nothing_stays(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "data", train=16, val=5, test=3, size_px=96, seed=3, segment=True)
     (tmp_path / "data" / "images" / "train" / "link.jpg").symlink_to("/etc/hostname")
 
-    done = _demo(tmp_path, tmp_path / "data")
+    done = _demo(tmp_path, tmp_path / "data", "--segment")
 
     assert done.returncode == ExitCode.OK, done.stdout + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
-    job, *inferences = summary["jobs"]
+    job, fine_tuning, *inferences = summary["jobs"]
     assert (job["job_type"], job["status"], job["attempt"], job["error"]) == ("yolo11", "completed", 1, None)
     assert job["result"]["data"]["splits"]["train"]["images"] == 16
     sha256 = hashlib.sha256((tmp_path / "out" / "best.pt").read_bytes()).hexdigest()
     assert job["result"]["sha256_hash"] == sha256
-    assert "(equal)" in done.stdout
+    assert done.stdout.count("(equal)") == 2
     for epoch in (1, 2):
-        assert done.stdout.count(f"epoch {epoch}/2") == 1
+        assert done.stdout.count(f"epoch {epoch}/2") == 2
+    _assert_fine_tuned(fine_tuning, done.stdout, tmp_path / "out" / "sam2")
+    *inferences, tuned_1, tuned_2, tuned_3 = inferences
+    tuned = {each["result"]["segmenter_used"] for each in (tuned_1, tuned_2, tuned_3)}
+    assert tuned == {fine_tuning["result"]["version"]}
     *alone, batch, drawn, mask_1, mask_2, mask_3 = inferences
     assert [each["job_type"] for each in alone] == ["inference"] * len(alone)
     assert {each["status"] for each in inferences} == {"completed"}
@@ -61,16 +66,28 @@ def test_a_folder_becomes_a_model_that_answers_and_nothing_stays(tmp_path: Path)
     assert (batch["result"]["images_ok"], batch["result"]["images_failed"]) == (5, 0)
     assert drawn["result"]["annotated_path"].startswith("s3://")
     assert {each["result"]["segmenter_used"] for each in (mask_1, mask_2, mask_3)} == {"yolo"}
-    assert "SAM2=path" in done.stdout
     assert summary["workspace_files_left"] == 0
     assert summary["listening_sockets"] == 0
     assert 10 < summary["daemon_peak_rss_mb"] < 500
-    for name in ("detections.png", "masks.png"):
+    for name in ("detections.png", "masks.png", "masks_fine_tuned.png"):
         with Image.open(tmp_path / "out" / name) as sheet:
             assert sheet.width > 3 * 320
     with Image.open(tmp_path / "out" / "annotated.jpg") as picture:
         assert picture.width == picture.height >= 96
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def _assert_fine_tuned(job: dict[str, Any], told: str, folder: Path) -> None:
+    """Look at the fine-tuning of SAM2: its figures beside others, its model, its pictures."""
+    assert (job["job_type"], job["status"], job["error"]) == ("sam2", "completed", None)
+    metrics = job["result"]["metrics"]
+    base, box = metrics["base"]["miou"], metrics["box_as_mask"]["miou"]
+    assert told.count(f"(base {base:.3f}, the box itself {box:.3f})  loss ") == 2
+    assert f"Verdict: {metrics['verdict']}." in told
+    assert job["result"]["sha256_hash"] == hashlib.sha256((folder / "best.pt").read_bytes()).hexdigest()
+    for name in ("masks.jpg", "curves.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 200
 
 
 def test_a_data_set_that_cannot_be_trained_on_ends_with_its_code(tmp_path: Path) -> None:
@@ -98,6 +115,16 @@ def test_a_file_that_is_no_sam2_is_told_before_anything_starts(tmp_path: Path) -
     assert done.returncode == ExitCode.FAILED
     assert "sam2.pt is no SAM2.1 checkpoint" in done.stdout
     assert "sam2.1_hiera_tiny.pt" in done.stdout
+    assert json.loads((tmp_path / "summary.json").read_text())["jobs"] == []
+
+
+def test_boxes_that_sam2_is_to_learn_from_are_told_before_anything_starts(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=1, val=1, test=0, size_px=96, seed=3)
+
+    done = _demo(tmp_path, tmp_path / "data", "--segment")
+
+    assert done.returncode == ExitCode.FAILED
+    assert "boxes where SAM2 needs outlines" in done.stdout
     assert json.loads((tmp_path / "summary.json").read_text())["jobs"] == []
 
 
