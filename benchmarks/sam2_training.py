@@ -93,7 +93,7 @@ def _training(root: Path, lr0: float, **options: Any) -> Iterator[_Training]:
 
 
 def _steps(root: Path) -> list[Figure]:
-    """Take steps on a picture of one object, as most photographs are, and of four: three trainings in turn."""
+    """Take steps on a picture of one object, as most photographs are, and of four; trainings in turn."""
     draw_prepared(root, {"train": 1}, edge_px=PICTURE_PX)
     _draw_again(root)
     return [*_steps_on(root, 1, (">= 4", ">= 10")), *_steps_on(root, 4, ("", ""))]
