@@ -29,6 +29,7 @@ from tests.compute_child import ComputeChild
 
 #: What a job would deliver, and is left to be looked at.
 FILES = ("best.pt", "masks.jpg", "curves.png", "results.csv", "args.yaml")
+FIGURES = "figures.json"
 _GB = 1024**3
 _MB = 1024**2
 #: Where the encoder's output may be kept; the daemon goes by its quota.
@@ -63,10 +64,14 @@ def main(arguments: list[str]) -> int:
     except (ProofError, material.MaterialError, OSError, ValueError) as error:
         print(f"It could not be measured: {error}", file=sys.stderr)
         return 1
-    table = list(as_figures(measured))
-    figures.show(f"SAM2: {wishes.base.name} fine-tuned on {wishes.dataset.name}", table)
-    figures.save(table)
-    print(f"\nVerdict: {measured.result['metrics']['verdict']}.\nIn {wishes.out}: {', '.join(FILES)}")
+    table, effective = list(as_figures(measured)), measured.result["effective"]
+    how = f"{effective['train']} at {effective['imgsz']} px, {measured.result['epochs']} epochs"
+    trained = f"{wishes.base.name} fine-tuned on {wishes.dataset.name} ({how}; {effective['device_name']})"
+    figures.show(trained, table)
+    (wishes.out / FIGURES).unlink(missing_ok=True)  # of an earlier training
+    figures.save(table, wishes.out / FIGURES)
+    print(f"\nVerdict: {measured.result['metrics']['verdict']}.")
+    print(f"In {wishes.out}: {', '.join((*FILES, FIGURES))}")
     return 0
 
 
@@ -118,15 +123,15 @@ def measure(base: Path, dataset: Path, options: dict[str, Any], root: Path, out_
 
 def as_figures(measured: Measured) -> Iterator[Figure]:
     """Yield what was measured, each value beside the base model's or the box's."""
-    metrics, effective = measured.result["metrics"], measured.result["effective"]
+    metrics = measured.result["metrics"]
     yield from _beside("val", metrics, metrics["base"], metrics["box_as_mask"])
     if metrics["test"]:
         yield from _beside("test", metrics["test"], metrics["test"]["base"], None)
-    cost = f"{effective['device_name']}, {effective['train']}, {effective['imgsz']} px"
-    yield Figure(f"seconds an epoch, measuring included ({cost})", statistics.median(measured.epochs_s), "s")
-    yield Figure(f"peak memory of the training ({cost})", measured.peak_bytes / _MB, "MB")
+    seconds = statistics.median(measured.epochs_s)
+    yield Figure("an epoch, measuring included", seconds, "s")
+    yield Figure("peak memory of the training", measured.peak_bytes / _MB, "MB")
     if measured.peak_gpu_bytes is not None:
-        yield Figure(f"peak memory of the GPU ({cost})", measured.peak_gpu_bytes / _MB, "MB")
+        yield Figure("peak memory of the GPU", measured.peak_gpu_bytes / _MB, "MB")
 
 
 def _beside(
@@ -140,7 +145,9 @@ def _beside(
     ):
         yield Figure(f"{name}, {split}", tuned[key], "", better, zero_shot, base[key])
         if box is not None and box[key] is not None:
-            yield Figure(f"{name}, {split}", tuned[key], "", better, "the box itself", box[key])
+            yield Figure(
+                f"{name}, {split}, beside the box", tuned[key], "", better, "the box itself", box[key]
+            )
     for name, found in tuned["per_class"].items():
         if found["miou"] is not None:
             of_class = f"mIoU with boxes, {split}, {name} ({found['instances']} objects)"
