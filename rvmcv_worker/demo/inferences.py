@@ -135,14 +135,14 @@ class Inferences:
     ) -> None:
         """Have masks made of those single pictures in which most was seen, and draw a sheet of them."""
         chosen = _richest(seen, maker.pictures)
-        by = f"masks by {maker.called}"
-        self._say(f"\n{by.capitalize()}, of {len(chosen)} of the single pictures:")
+        by = f"Masks by {maker.called}"
+        self._say(f"\n{by}, of {len(chosen)} of the single pictures:")
         asked = {**options, "segmentation": True, "segmenter": maker.segmenter}
         urls = [subject.single.urls[index] for index in chosen]
         answers = [self._ask({**asked, "image_url": url}, by) for url in urls]
         names = [subject.single.names[index] for index in chosen]
         inference_tables.print_answers(self._console, names, answers)
-        self._draw(subject, chosen, answers, maker.file, by.capitalize())
+        self._draw(subject, chosen, answers, maker.file, by)
 
     def _ask(self, fields: dict[str, Any], what: str) -> Answer:
         answer = self._questions.ask(fields)
