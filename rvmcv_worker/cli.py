@@ -158,7 +158,7 @@ def demo(
     dataset: Annotated[
         Path | None, typer.Option(help="A data set, folder or zip; without it one is drawn.", exists=True)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training.")] = None,
     img_size: Annotated[
         int | None, typer.Option(min=32, help="Side of the training images, in pixels.")
     ] = None,

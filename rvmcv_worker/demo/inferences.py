@@ -70,8 +70,8 @@ class Inferences:
             self._have_masks(subject, options, maker, answers)
         if not makers:
             self._say(
-                "\nNo masks by SAM2: no weights come without a network. Give some, make demo SAM2=path, "
-                "or fine-tune random ones, make demo SEGMENT=1."
+                "\nNo masks by SAM2: no weights come without a network. "
+                "Give some, make demo SAM2=path, or train some, make demo SEGMENT=1."
             )
 
     def _look_at_each(self, subject: Subject, options: dict[str, Any]) -> list[Answer]:
