@@ -37,18 +37,17 @@ DRAWN_TRAINING: dict[str, Any] = {
     },
 }
 #: With a fine-tuning of SAM2 after it: boxes good enough to ask for masks, in half of the time.
-DRAWN_SEGMENT_TRAIN = 400
-DRAWN_SEGMENT_EPOCHS = 8
-#: From random weights all is to be learnt: small pictures, a large learning rate, no clicks to correct.
-SEGMENTING: dict[str, Any] = {
-    "job_type": "sam2",
-    "epochs": 8,
+DRAWN_SEGMENT_EPOCHS = 6
+#: From random weights all is to be learnt: small pictures, many steps, and boxes alone, as inferences have them.
+FROM_SCRATCH: dict[str, Any] = {
+    "base_model": SCRATCH,
+    "epochs": 10,
     "img_size": 128,
-    "batch_size": 8,
-    "options": {"clicks": 1, "patience": 0, "warmup_epochs": 0.5},
+    "batch_size": 4,
+    "options": {"box_share": 1, "clicks": 0, "fliplr": 0, "lr0": 5e-4, "warmup_epochs": 0.3, "patience": 0},
 }
-#: For a user's data.
-OWN_SEGMENTING: dict[str, Any] = {"job_type": "sam2", "epochs": 10, "img_size": 256, "batch_size": 4}
+#: From a checkpoint: the worker's own defaults, but for what would take hours without a GPU.
+FROM_CHECKPOINT: dict[str, Any] = {"epochs": 3, "img_size": 256, "batch_size": 4, "options": {"clicks": 1}}
 #: For a user's data. From scratch, since no weights come without a network.
 OWN_TRAINING: dict[str, Any] = {"epochs": 30, "img_size": 320, "batch_size": 16}
 
@@ -81,7 +80,9 @@ class Material:
 
 def prepare(wishes: Wishes, directory: Path) -> Material:
     """Take the user's data, or draw some, with all that is wished for. Raises `MaterialError`."""
-    base_model = SCRATCH if wishes.sam2 is None else segmenter_name(wishes.sam2)
+    sam2 = FROM_SCRATCH
+    if wishes.sam2 is not None:
+        sam2 = {**FROM_CHECKPOINT, "base_model": segmenter_name(wishes.sam2)}
     if wishes.dataset is None:
         data = drawn(directory, segment=wishes.segment)
     else:
@@ -89,9 +90,9 @@ def prepare(wishes: Wishes, directory: Path) -> Material:
     given = {"epochs": wishes.epochs, "img_size": wishes.img_size}
     wished = {key: value for key, value in given.items() if value is not None}
     data = replace(data, training=data.training | wished)
-    if data.segmenting is None:
+    if not wishes.segment:
         return data
-    fields = {**data.segmenting, "base_model": base_model, **wished}
+    fields = {"job_type": "sam2", **sam2, **wished}
     # SAM2's own steps and bounds.
     fields["img_size"] = min(1024, max(64, -(-fields["img_size"] // 32) * 32))
     return replace(data, segmenting=fields)
@@ -99,20 +100,18 @@ def prepare(wishes: Wishes, directory: Path) -> Material:
 
 def drawn(directory: Path, *, segment: bool) -> Material:
     """Draw bottles and cans, with polygons for a fine-tuning of SAM2."""
-    train = DRAWN_SEGMENT_TRAIN if segment else DRAWN_TRAIN
     archive = draw_zip(
         directory / "drawn.zip",
-        train=train,
+        train=DRAWN_TRAIN,
         val=DRAWN_VAL,
         test=DRAWN_TEST,
         size_px=DRAWN_SIZE_PX,
         seed=DRAWN_SEED,
         segment=segment,
     )
-    origin = f"{train + DRAWN_VAL + DRAWN_TEST} drawn pictures of bottles and cans"
-    if not segment:
-        return Material(archive, origin, DRAWN_TRAINING)
-    return Material(archive, origin, {**DRAWN_TRAINING, "epochs": DRAWN_SEGMENT_EPOCHS}, SEGMENTING)
+    origin = f"{DRAWN_TRAIN + DRAWN_VAL + DRAWN_TEST} drawn pictures of bottles and cans"
+    shorter = {"epochs": DRAWN_SEGMENT_EPOCHS} if segment else {}
+    return Material(archive, origin, DRAWN_TRAINING | shorter)
 
 
 def segmenter_name(checkpoint: Path) -> str:
@@ -126,7 +125,7 @@ def segmenter_name(checkpoint: Path) -> str:
 
 
 def own(dataset: Path, directory: Path, *, segment: bool = False) -> Material:
-    """Take the user's folder or zip. Raises `MaterialError`."""
+    """Take the user's folder or zip, for a fine-tuning of SAM2 only with polygons. Raises `MaterialError`."""
     if dataset.is_dir():
         archive = _zip_folder(dataset, directory / "dataset.zip")
     elif zipfile.is_zipfile(dataset):
@@ -144,8 +143,7 @@ def own(dataset: Path, directory: Path, *, segment: bool = False) -> Material:
             "name a data set whose labels are polygons, or leave SEGMENT out"
         )
     model = "yolo11n-seg.yaml" if has_polygons else "yolo11n.yaml"
-    training = {"base_model": model, **OWN_TRAINING}
-    return Material(archive, str(dataset), training, OWN_SEGMENTING if segment else None)
+    return Material(archive, str(dataset), {"base_model": model, **OWN_TRAINING})
 
 
 def _zip_folder(folder: Path, archive: Path) -> Path:
