@@ -38,7 +38,7 @@ DRAWN_TRAINING: dict[str, Any] = {
 }
 #: With a fine-tuning of SAM2 after it: boxes good enough to ask for masks, in half of the time.
 DRAWN_SEGMENT_EPOCHS = 6
-#: From random weights all is to be learnt: small pictures, many steps, and boxes alone, as inferences have them.
+#: From random weights all is to be learnt: small pictures, many steps, and boxes alone, as in inference.
 FROM_SCRATCH: dict[str, Any] = {
     "base_model": SCRATCH,
     "epochs": 10,
