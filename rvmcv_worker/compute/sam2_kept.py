@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvmcv_worker.compute import checkpoint_file, pickle_scan
+from rvmcv_worker.compute import checkpoint_file, pickle_scan, tensor_file
 from rvmcv_worker.compute.checkpoint_file import CheckpointError, Run, State
 from rvmcv_worker.compute.checkpoint_keeper import CheckpointKeeper
 from rvmcv_worker.compute.child import Child
@@ -111,9 +111,9 @@ class Sam2Checkpoints(CheckpointKeeper):
         if course.best_epoch == epoch:
             contents["best.pt"] = {"trained": trained, "epoch": epoch}
         for name, content in contents.items():
-            torch.save(content, self._output / f"{name}.part")
+            tensor_file.write(content, self._output / f"{name}.new")
         for name in contents:  # together: one does not go without the other
-            (self._output / f"{name}.part").replace(self._output / name)
+            (self._output / f"{name}.new").replace(self._output / name)
         self._note(replace(self._run, epochs=epoch - self._earlier.epochs), ended_by=ended_by)
 
     def _last(self, trained: Mapping[str, Tensor], course: Course) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from rvmcv_worker.compute import tensor_file
 from rvmcv_worker.compute.sam2_metadata import Sam2Metadata
 
 
@@ -20,16 +20,7 @@ def write(path: Path, model: SAM2Base, metadata: Mapping[str, Any]) -> None:
     kind.
     """
     content = {"model": _weights(model), **Sam2Metadata.model_validate(dict(metadata)).plain()}
-    part = path.with_name(f"{path.name}.part")
-    try:
-        # Through an open file: given a path, torch would write its name into the archive.
-        with part.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    tensor_file.write(content, path, to_disk=True)
 
 
 def _weights(model: SAM2Base) -> dict[str, torch.Tensor]:
