@@ -46,11 +46,10 @@ class BaseModel:
     @classmethod
     def read(cls, path: Path, *, image_px: int | None, name: str | None = None) -> BaseModel:
         """Return the model at `path`; without `image_px` for images of the size that it is served at."""
-        found = sam2_checkpoint.read(path)
-        served_px, multimask_fallback = sam2_metadata.served(found.metadata, path.name)
-        model, found = sam2_checkpoint.open_sam2(path, image_px=image_px or served_px)
+        model, found = sam2_checkpoint.open_sam2(path, image_px=image_px)
+        served = sam2_metadata.served(found.metadata, path.name)
         sha256 = file_hash.sha256(path)
-        return cls(model, found.architecture, name or path.name, sha256, multimask_fallback)
+        return cls(model, found.architecture, name or path.name, sha256, served.multimask_fallback)
 
     def serve(self, network: Network) -> None:
         """Let `network`, which has this model, answer as it is served."""
