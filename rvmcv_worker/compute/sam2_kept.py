@@ -138,10 +138,12 @@ class LeftOff:
     _optimizer: dict[int, dict[str, Tensor]]
 
     def apply(self, network: Network, optimizer: torch.optim.Optimizer) -> None:
-        """Make both what they were."""
+        """Make both what they were, once: the checkpoint's own tensors, three models' worth, go with it."""
         load(network, self._trained)
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": self._optimizer, "param_groups": groups})
+        self._trained.clear()
+        self._optimizer.clear()
 
 
 def restore(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -126,7 +127,11 @@ def test_a_checkpoint_that_fits_is_gone_on_from(kept: Path, network: Network, tm
     (tmp_path / "run").mkdir()
     file = tmp_path / "checkpoint-1.tar"
 
-    assert sam2_kept.restore(file, tmp_path / "run", network, optimizer, SETUP, 2).state == state
+    left_off = sam2_kept.restore(file, tmp_path / "run", network, optimizer, SETUP, 2)
+    assert left_off.state == state
+    held = weakref.ref(next(iter(left_off._trained.values())))
+    left_off.apply(network, optimizer)
+    assert held() is None  # as long as the training lasts, it would be a model's worth of memory
     (tmp_path / "again").mkdir()
     with pytest.raises(CheckpointError, match=r"it is of epoch 1 .* of 1"):
         sam2_kept.restore(file, tmp_path / "again", network, optimizer, SETUP, 1)
