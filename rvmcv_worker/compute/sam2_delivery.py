@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ def empty(directory: Path) -> Path:
     output = directory / "run"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
-    for name in PUBLISHED_FILES:
-        (directory / name).unlink(missing_ok=True)
+    for path in (*map(directory.joinpath, PUBLISHED_FILES), *directory.glob("*.f16")):
+        path.unlink(missing_ok=True)
     return output
 
 
@@ -44,41 +45,50 @@ def metrics(training: Training, course: Course, before: dict[str, torch.Tensor])
     """Return what was measured, and what is measured now: on test, beside base; the active model on val."""
     assert course.best is not None  # every training has an epoch
     report = sam2_score.report(course.best, course.base, course.box_as_mask, course.best_epoch)
+    training.progress.say(report["verdict"])
     report.update(test=None, active=None)
-    network, progress = training.network, training.progress
     if "test" in training.samples:
-        test = training.proof("test", None)
-        progress.evaluate("the best epoch on test")
-        report["test"] = test.measure(network).to_dict()
-        progress.evaluate("the base model on test")
-        trained = sam2_kept.copy(network)
-        sam2_kept.load(network, before)
-        training.base.serve(network)
-        report["test"]["base"] = test.measure(network).to_dict()
-        sam2_kept.load(network, trained)
+        report["test"] = _or_error(training, partial(_on_test, training, before))
     if training.job.get("active_model"):
-        progress.evaluate("the active model on val")
-        report["active"] = _active(training)
+        report["active"] = _or_error(training, partial(_active_on_val, training))
     return report
 
 
-def _active(training: Training) -> dict[str, Any]:
-    """Return the active model's figures on val, at the size that it is served at, or ``{"error"}``.
-
-    The training is good whatever is wrong with the active model: nothing here may cost it.
-    """
-    job, child = training.job, training.child
+def _on_test(training: Training, before: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the best epoch's figures on test, with those of the base under ``base``."""
+    network, progress = training.network, training.progress
+    test = training.proof("test", None)
+    progress.evaluate("the best epoch on test")
+    found = test.measure(network).to_dict()
+    progress.evaluate("the base model on test")
+    trained = sam2_kept.copy(network)
     try:
-        active = BaseModel.read(child.root / job["active_model"], image_px=None)
-        network = Network(active.model, "decoder", training.network.device)
-        active.serve(network)
-        return training.proof("val", None).measure(network).to_dict()
+        sam2_kept.load(network, before)
+        training.base.serve(network)
+        return {**found, "base": test.measure(network).to_dict()}
+    finally:
+        sam2_kept.load(network, trained)
+
+
+def _active_on_val(training: Training) -> dict[str, Any]:
+    """Return the active model's figures on val, at the size that it is served at."""
+    training.progress.evaluate("the active model on val")
+    active = BaseModel.read(training.child.root / training.job["active_model"], image_px=None)
+    network = Network(active.model, "decoder", training.network.device)
+    active.serve(network)
+    return training.proof("val", None).measure(network).to_dict()
+
+
+def _or_error(training: Training, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `measure` returns, or ``{"error"}``: the model is good whatever fails beside it."""
+    try:
+        return measure()
     except StopRequestedError:
         raise
     except Exception as error:  # noqa: BLE001  told in the report, with its traceback in the log
         traceback.print_exc()
         fault = training_faults.explain(
-            error, batch=1, imgsz=training.options.imgsz, started=True, root=child.root
+            error, batch=1, imgsz=training.options.imgsz, started=True, root=training.child.root
         )
         return {"error": fault.message}
 
@@ -128,19 +138,20 @@ def write(
         "epochs": course.best_epoch,
     }
     sam2_publish.write(directory / "best.pt", training.network.model, metadata)
-    args = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True)
-    (directory / "args.yaml").write_text(args, encoding="utf-8")
+    with beside_the_model():
+        args = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True)
+        (directory / "args.yaml").write_text(args, encoding="utf-8")
     draw_curves(directory, course.history)
 
 
 def draw_curves(directory: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write the table and the picture of all epochs."""
-    with pictures():
+    with beside_the_model():
         sam2_curves.curves(history, directory / "results.csv", directory / "curves.png")
 
 
 @contextlib.contextmanager
-def pictures() -> Iterator[None]:
+def beside_the_model() -> Iterator[None]:
     """Tell in the log what goes wrong within: no training is lost over what there is to look at."""
     try:
         yield

@@ -51,7 +51,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         proof, sheet = training.proof("val", val), Sheet(samples["val"], job["names"])
         progress.measure("the base model")
         training.base.serve(network)
-        with sam2_delivery.pictures():
+        with sam2_delivery.beside_the_model():
             sheet.before(proof, network)
         course = left_off.course if left_off else Course(proof.measure(network), proof.box_as_mask())
         before = sam2_kept.copy(network) if "test" in samples else {}
@@ -80,7 +80,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         # What the best epoch is worth, and all that is delivered.
         sam2_kept.load_best(network, output)
         progress.evaluate("the best epoch")
-        with sam2_delivery.pictures():
+        with sam2_delivery.beside_the_model():
             sheet.after(proof, network)
             sheet.write(child.directory / "masks.jpg")
         metrics = sam2_delivery.metrics(training, course, before)

@@ -19,9 +19,11 @@ from rvmcv_worker.compute import (
     check_model,
     sam2_checkpoint,
     sam2_curves,
+    sam2_delivery,
     sam2_optimizer,
     sam2_sheet,
 )
+from rvmcv_worker.compute.sam2_base_model import BaseModel
 from rvmcv_worker.compute.sam2_network import Network
 from tests import sam2_files
 from tests.compute_child import ComputeChild
@@ -252,7 +254,9 @@ def test_a_time_limit_cuts_an_epoch_and_what_is_over_is_only_measured(
     assert "the training starts from the beginning: it is of another base model" in capsys.readouterr().out
 
 
-def test_a_training_that_gains_nothing_ends_by_patience_and_says_so(root: Path) -> None:
+def test_a_training_that_gains_nothing_ends_by_patience_and_says_so(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     child = train_here(root, options={"epochs": 50, "patience": 1, "lr0": 1e-12, "fliplr": 0.0})
     metrics = child.result["metrics"]
 
@@ -260,6 +264,8 @@ def test_a_training_that_gains_nothing_ends_by_patience_and_says_so(root: Path) 
     assert metrics["best_epoch"] == 1
     assert metrics["improved"] is False
     assert metrics["verdict"].startswith("NOT better than the base model")
+    assert metrics["verdict"] in [message.get("message") for message in child.received]
+    assert metrics["verdict"] in capsys.readouterr().out
     assert (child.directory / "best.pt").is_file()
 
 
@@ -333,6 +339,29 @@ def test_no_training_is_lost_over_its_pictures(
     assert capsys.readouterr().err.count("ValueError: a torn canvas") == 2
     job = {"model": "train/best.pt", "model_type": "sam2", "expect": {"names": NAMES}}
     assert check_model.run(job, child)["ok_types"]
+
+
+def test_no_training_is_lost_over_what_is_measured_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_prepared(tmp_path, {"train": 2, "val": 1, "test": 1})
+    serve, calls = BaseModel.serve, []
+
+    def fails_on_test(base: BaseModel, network: Network) -> None:
+        calls.append(base)
+        if len(calls) > 1:  # the first is before the training
+            raise ValueError("a torn base")
+        serve(base, network)
+
+    monkeypatch.setattr(BaseModel, "serve", fails_on_test)
+    monkeypatch.setattr(sam2_delivery.yaml, "safe_dump", lambda *_args, **_options: 1 / 0)
+    child = train_here(tmp_path, options={"epochs": 1})
+
+    assert child.result["metrics"]["test"] == {"error": "ValueError in the training: a torn base"}
+    assert child.result["files"] == ["best.pt", "results.csv", "curves.png", "masks.jpg"]
+    delivered = sam2_checkpoint.read(child.directory / "best.pt").weights
+    trained = torch.load(child.directory / "run" / "best.pt", weights_only=True)["trained"]
+    assert all(torch.equal(delivered[name], tensor) for name, tensor in trained.items())
 
 
 def test_a_training_that_diverges_is_the_jobs_fault(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
