@@ -20,6 +20,9 @@ class EntryStore(Protocol):
     def append(self, entry: Entry) -> None:
         """Keep a flat array; raises `OSError` where there is no room, and is then as it was before."""
 
+    def truncate(self, count: int) -> None:
+        """Forget all entries from number `count` on, while none of them is in use."""
+
     def expect(self, numbers: list[int]) -> None:
         """Hear which entries are read next, to bring them near meanwhile."""
 
@@ -41,6 +44,10 @@ class MemoryStore:
         kept = entry.copy()
         kept.flags.writeable = False
         self._entries.append(kept)
+
+    def truncate(self, count: int) -> None:
+        """Give their memory back."""
+        del self._entries[count:]
 
     def expect(self, numbers: list[int]) -> None:
         """Nothing is nearer than memory."""
@@ -76,10 +83,16 @@ class FileStore:
                 written = os.pwrite(self._file.fileno(), rest, offset)
                 rest, offset = rest[written:], offset + written
         except OSError:
-            os.ftruncate(self._file.fileno(), self._count * self._entry_bytes)
+            self.truncate(self._count)
             raise
         self._count += 1
         self._map = None  # it ends before this entry
+
+    def truncate(self, count: int) -> None:
+        """Give their room on the disk back."""
+        self._map = None  # to read it beyond the file's end would end the process
+        os.ftruncate(self._file.fileno(), count * self._entry_bytes)
+        self._count = count
 
     def expect(self, numbers: list[int]) -> None:
         """Have the kernel read whole entries at once; page faults would ask for them bit by bit."""

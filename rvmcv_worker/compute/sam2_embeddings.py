@@ -118,7 +118,7 @@ class Embeddings:
         """Encode all that there is room for.
 
         `tick` is told how many are done, of how many, and how many seconds the rest will take. A full disk
-        ends the filling, not the training.
+        ends the filling, and not the training, which gets half of the room back.
         """
         begun_s = time.monotonic()
         planned = sorted(self._wanted[: self.planned])
@@ -225,9 +225,17 @@ class Embeddings:
             if error.errno not in NO_ROOM:
                 raise
             self._no_room = True
+            self._give_half_back()
             return False
         self._kept[key] = len(self._kept)
         return True
+
+    def _give_half_back(self) -> None:
+        """Forget half of what is kept: what the training saves after each epoch is to fit onto the disk too."""
+        assert self._store is not None
+        count = len(self._kept) // 2
+        self._store.truncate(count)
+        self._kept = {key: number for key, number in self._kept.items() if number < count}
 
     def _copy(self, entry: Entry, outputs: tuple[Tensor, ...], place: int) -> None:
         """Copy a flat entry into a place of (n, …) outputs."""

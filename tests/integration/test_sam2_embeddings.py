@@ -245,9 +245,10 @@ def test_a_full_disk_ends_the_filling_and_not_the_training(
     embeddings = open_embeddings(options, wanted=wanted_in_training(samples, options, range(1, 9)))
     with file_limit(5 * ENTRY_BYTES + 100):
         embeddings.fill(_ignore)
-    assert embeddings.describe()["kept"] == 5
-    assert (tmp_path / "embeddings.f16").stat().st_size == 5 * ENTRY_BYTES
-    assert "5 of 14 encoded images of train are kept on disk" in embeddings.sentence()
+    # Half of the five that there is room for: a checkpoint needs some too.
+    assert embeddings.describe()["kept"] == 2
+    assert (tmp_path / "embeddings.f16").stat().st_size == 2 * ENTRY_BYTES
+    assert "2 of 14 encoded images of train are kept on disk" in embeddings.sentence()
     assert "the disk is full" in embeddings.sentence()
     _assert_equal(
         _all(samples, embeddings, options), _all(samples, open_embeddings(_options(cache="off")), options)

@@ -60,6 +60,16 @@ def test_the_file_goes_with_the_store(tmp_path: Path) -> None:
     assert np.array_equal(held, _entry(0))  # and what is still held can still be read
 
 
+def test_what_is_forgotten_makes_room(store: EntryStore) -> None:
+    for number in range(4):
+        store.append(_entry(number))
+    assert np.array_equal(store.read(3), _entry(3))
+    store.truncate(2)
+    store.append(_entry(9))
+    for number, made_of in ((0, 0), (1, 1), (2, 9)):
+        assert np.array_equal(store.read(number), _entry(made_of))
+
+
 def test_what_an_earlier_training_left_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "entries.f16"
     path.write_bytes(b"x" * 100 * SIZE)
