@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import Any
 
@@ -14,8 +15,9 @@ from rvmcv_worker.protocol import MAX_ERROR_CHARS
 HAND_BACK_S = 60.0
 #: Most entries of a list in the details of an error; the whole of it lies in storage.
 _DETAIL_ENTRIES = 50
-#: Most entries of an object that is short.
+#: Most entries of an object that is short, and most characters of a name or a text in one.
 _FLAT_ENTRIES = 100
+_FLAT_CHARS = 4096
 
 
 def begin(job_id: str, lease_token: str) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def failure(error: JobError, settings: Settings) -> dict[str, Any]:
 def brief(result: dict[str, Any]) -> dict[str, Any]:
     """Return what a report says of a result that is too large for it.
 
-    That is its single values, those of its metrics, and short objects that have nothing but single values.
+    That is its single values, those of its metrics, and short objects that have nothing but single values;
+    of a text that a child made very long nothing.
     """
     flat = {key: value for key, value in result.items() if isinstance(value, dict) and _is_flat(value)}
     metrics = {"metrics": _scalars(result["metrics"])} if "metrics" in result else {}
@@ -61,4 +64,10 @@ def _is_flat(values: dict[str, Any]) -> bool:
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
+    """Return the single values, no more and none longer than a report has room for."""
+    short = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, (str, int, float)) and max(len(key), len(str(value))) <= _FLAT_CHARS
+    }
+    return dict(itertools.islice(short.items(), _FLAT_ENTRIES))

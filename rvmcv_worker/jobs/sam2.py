@@ -19,6 +19,7 @@ KIND = training_delivery.Kind(
     label_task="segment",
     artifacts=("results.csv", "curves.png", "masks.jpg", "args.yaml"),
     check={"model_type": "sam2"},
+    metrics=("miou", "fitness", "base", "improved", "verdict"),
 )
 
 

@@ -11,7 +11,7 @@ from loguru import logger
 
 from rvmcv_worker.controller import ControllerError
 from rvmcv_worker.errors import DatasetUnavailableError, JobError
-from rvmcv_worker.jobs import training_delivery
+from rvmcv_worker.jobs import training_delivery, training_results
 from rvmcv_worker.retry import RetryStoppedError
 from rvmcv_worker.state import Lane
 
@@ -149,6 +149,7 @@ def prepare(
     }
     with attempt.phase("verify"):
         report = attempt.run_child("prepare", job, timeout_s=settings.limits.max_prepare_s).result
+        training_results.require(training_results.Prepared, "prepare", report)
         (attempt.workspace.in_dir / "dataset.archive").unlink()
     return report
 

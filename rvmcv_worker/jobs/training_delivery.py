@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from rvmcv_worker import checkpoints
 from rvmcv_worker.errors import JobCrashedError, JobError
+from rvmcv_worker.jobs import training_results
 from rvmcv_worker.ledger import ClaimState
 from rvmcv_worker.storage import MODEL_PATIENCE_S
 
@@ -39,6 +41,8 @@ class Kind:
     artifacts: tuple[str, ...]
     #: What the check child is told beside the model and what it should be.
     check: dict[str, Any]
+    #: What must have been measured.
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def deliver(
     attempt: Attempt, config: TrainingConfig, kind: Kind, trained: dict[str, Any], data: dict[str, Any]
 ) -> dict[str, Any]:
     """Freeze, check and publish what the train child left; returns the report's `result`."""
+    training_results.require(training_results.Trained, checkpoints.CHILD, trained, kind.metrics)
     with attempt.phase("evaluate"):
         best = _freeze(attempt)
         checked = _check(attempt, best, kind, data["names"])
