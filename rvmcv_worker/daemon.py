@@ -16,7 +16,7 @@ from types import FrameType
 
 from loguru import logger
 
-from rvmcv_worker import __version__, control, logs, recovery, sandbox, systemd
+from rvmcv_worker import __version__, control, kernel, logs, recovery, sandbox, systemd
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
@@ -116,11 +116,14 @@ def make_services(settings: Settings) -> Services:
 def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
     """Return the wall; without the one required the worker stays up and says why it claims nothing."""
     try:
-        return sandbox.choose(settings.sandbox, hide=settings.secret_dirs, work_dir=settings.work_dir)
+        wall = sandbox.choose(settings.sandbox, hide=settings.secret_dirs, work_dir=settings.work_dir)
     except sandbox.SandboxUnavailableError as error:
         condition.degrade("wall", f"no wall, no claims: {error}")
         logger.error("no wall, no claims: {}", error)
         return sandbox.MissingWall()
+    if wall.shortcoming:
+        condition.degrade("wall", wall.shortcoming, frozenset())
+    return wall
 
 
 def make_lanes(services: Services, train_slots: Slots) -> list[LaneLoop]:
@@ -144,6 +147,7 @@ def run(settings: Settings) -> ExitCode:
     """Run until SIGTERM or SIGINT; raises `ConfigError` or `AlreadyRunningError`."""
     logs.configure(settings.worker.log_level)
     os.umask(0o077)
+    kernel.hide_memory()
     _make_directories(settings)
     lock = _lock(settings.worker.state_dir)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -143,8 +143,8 @@ def _wall(settings: Settings) -> Finding:
         wall = sandbox.choose(settings.sandbox, hide=settings.secret_dirs)
     except sandbox.SandboxUnavailableError as error:
         return Finding("wall", False, str(error))
-    if wall.name == "none":
-        return Finding("wall", None, 'none: jobs run as plain processes ([sandbox] mode = "auto")')
+    if wall.shortcoming:
+        return Finding("wall", None, f'{wall.shortcoming} ([sandbox] mode = "auto")')
     return Finding("wall", True, f"{wall.name} works")
 
 

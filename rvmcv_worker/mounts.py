@@ -1,4 +1,7 @@
-"""What a child finds behind the wall, as bubblewrap's options; whatever is not named here is not there."""
+"""What a child finds behind the wall, as bubblewrap's options; whatever is not named here is not there.
+
+And what it may touch where there is only Landlock: the same, as far as that can tell.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import rvmcv_worker
 from rvmcv_worker.errors import InternalError
+from rvmcv_worker.landlock import Ruleset
 from rvmcv_worker.launch import SandboxUnavailableError
 from rvmcv_worker.workspace import Workspace
 
@@ -20,6 +24,9 @@ _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/alternatives")
 #: Directories that hold more than an interpreter.
 _TOO_MUCH = ("/", "/etc", "/home", "/opt", "/root", "/run", "/srv", "/tmp", "/var")  # noqa: S108 - not written to
+#: More of /etc for a child that has not got a made-up one.
+_ETC_UNWALLED = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 
 
@@ -46,7 +53,7 @@ def gpu_mounts(gpus: Sequence[int]) -> list[str]:
     if not gpus:
         return []
     options: list[str] = []
-    for path in [*(f"/dev/nvidia{number}" for number in gpus), "/dev/nvidiactl", "/dev/nvidia-uvm"]:
+    for path in _cards(gpus):
         if not Path(path).exists():
             raise InternalError(
                 f"{path} is not there: run `nvidia-modprobe -u` as root, and `nvidia-smi` to check"
@@ -57,6 +64,10 @@ def gpu_mounts(gpus: Sequence[int]) -> list[str]:
     for pci in sorted(Path("/sys/devices").glob("pci*")):  # what the links in /sys/bus/pci lead to
         options += ["--ro-bind", str(pci), str(pci)]
     return options
+
+
+def _cards(gpus: Sequence[int]) -> list[str]:
+    return [*(f"/dev/nvidia{number}" for number in gpus), "/dev/nvidiactl", "/dev/nvidia-uvm"] if gpus else []
 
 
 def job_mounts(workspace: Workspace, writable: str, readable: Sequence[str]) -> list[str]:
@@ -102,3 +113,23 @@ def python_mounts(directories: Sequence[Path], hide: Sequence[Path]) -> list[str
         if any(path.is_relative_to(above) for above in mounted) and path.is_dir():
             options += ["--tmpfs", str(path), "--remount-ro", str(path)]
     return options
+
+
+def ruleset(
+    workspace: Workspace,
+    writable: str,
+    readable: Sequence[str],
+    python: Sequence[Path],
+    gpus: Sequence[int],
+    *,
+    tcp: bool,
+) -> Ruleset:
+    """Return what a child without a wall may touch."""
+    system = ["/usr", *(f"/{name}" for name in _SYSTEM), *_ETC, *_ETC_UNWALLED, "/proc", "/sys"]
+    job = [str(workspace.root / name) for name in ("in", *readable)]
+    return Ruleset(
+        readable=(*system, *map(str, python), *job),
+        writable=(str(workspace.child_dir(writable)), str(SHM)),
+        devices=(*_DEVICES, *_cards(gpus)),
+        tcp=tcp,
+    )

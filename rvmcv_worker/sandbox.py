@@ -1,8 +1,9 @@
-"""The wall around every child: a bubblewrap command line, or a scrubbed plain process without it.
+"""The wall around every child: a bubblewrap command line, or a confined plain process without it.
 
 What a child finds behind the wall, and nothing else: a read-only system reduced to what Python needs,
 `/job` with `in/` and earlier children's directories read-only and its own directory writable, a private
-`/tmp` and `/dev/shm`, the GPUs it was given. No network, no other process, no secret, no capability.
+`/tmp` and `/dev/shm`, the GPUs it was given. No network, no other process, no secret, no capability, and
+none of the system calls that `seccomp.py` lists.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from loguru import logger
 
-from rvmcv_worker import launch, mounts
+from rvmcv_worker import confine, landlock, launch, mounts, seccomp
 from rvmcv_worker.config import LimitSettings, SandboxSettings
 from rvmcv_worker.errors import InternalError
 from rvmcv_worker.launch import SandboxUnavailableError
@@ -35,13 +35,21 @@ __all__ = ["Bubblewrap", "MissingWall", "PlainProcess", "Sandbox", "SandboxUnava
 _UID = 1000
 #: How long bubblewrap may take to say which process is the namespace's first.
 _START_S = 30.0
+#: What is open without a wall, with Landlock and without it.
+_WITH_LANDLOCK = (
+    "no wall: a job reaches this user's unix sockets and /dev/shm, and sees the machine's processes; "
+    "Landlock keeps it to its own files"
+)
+_WITH_NOTHING = "no wall: a job reads, changes and ends whatever this user can; install bubblewrap, or a kernel with Landlock"
 
 
 class Sandbox(abc.ABC):
     """How children are started; chosen once when the daemon starts."""
 
     #: As the worker status tells it.
-    name: ClassVar[str]
+    name: str
+    #: What a hostile job could still do, in a sentence that the worker status tells; empty behind a wall.
+    shortcoming = ""
 
     @abc.abstractmethod
     def start(
@@ -67,7 +75,7 @@ class Sandbox(abc.ABC):
 
 
 def choose(settings: SandboxSettings, *, hide: Sequence[Path] = (), work_dir: Path | None = None) -> Sandbox:
-    """Return the wall, tried out, or by `mode = "auto"` a plain process group where there is none.
+    """Return the wall, tried out, or by `mode = "auto"` plain processes where there is none.
 
     `hide` names directories that no child may see even where they lie in a directory that it may. It is
     tried out in `work_dir`, so that a start sweeps what a daemon killed meanwhile has left.
@@ -79,10 +87,9 @@ def choose(settings: SandboxSettings, *, hide: Sequence[Path] = (), work_dir: Pa
     except SandboxUnavailableError as error:
         if settings.mode == "required":
             raise
-        logger.warning(
-            "NO WALL: jobs run as plain processes that see this user's files and network: {}", error
-        )
-        return PlainProcess()
+        plain = PlainProcess(extra_read_only=settings.extra_read_only)
+        logger.warning("NO WALL ({}): {}", error, plain.shortcoming)
+        return plain
     return wall
 
 
@@ -97,18 +104,22 @@ class Bubblewrap(Sandbox):
             raise SandboxUnavailableError("bubblewrap is not installed: apt install bubblewrap")
         self._bwrap = bwrap
         self._launcher = launch.launcher()
+        try:
+            self._filter = seccomp.program()
+        except seccomp.UnknownMachineError as error:
+            raise SandboxUnavailableError(str(error)) from None
         run = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False, env={})
         self._options = run.stdout + run.stderr
-        #: Whether a child can be kept from making user namespaces of its own: from bubblewrap 0.8 on.
-        self.forbids_namespaces = "--disable-userns" in self._options
+        #: From bubblewrap 0.8 on the namespace itself refuses user namespaces below it; the filter always does.
+        self._forbids_namespaces = "--disable-userns" in self._options
         self._python = mounts.python_mounts([*mounts.python_directories(), *extra_read_only], hide)
 
     def probe(self, work_dir: Path | None = None) -> None:
         """Start Python behind the wall; raises `SandboxUnavailableError` with what to do."""
         error = self._try_out(work_dir)
-        if error and self.forbids_namespaces and "max_user_namespaces" in error:
+        if error and self._forbids_namespaces and "max_user_namespaces" in error:
             logger.info("bubblewrap cannot forbid nested user namespaces here and goes without: {}", error)
-            self.forbids_namespaces = False
+            self._forbids_namespaces = False
             error = self._try_out(work_dir)
         if error:
             raise SandboxUnavailableError(_advice(error))
@@ -130,7 +141,7 @@ class Bubblewrap(Sandbox):
         """Start `argv` behind the wall."""
         status_r, status_w = os.pipe()
         try:
-            with _accounts() as accounts:
+            with _readable(*_accounts(), self._filter) as (passwd, group, seccomp_filter):
                 try:
                     popen = spawner.start(
                         [
@@ -139,8 +150,9 @@ class Bubblewrap(Sandbox):
                             self._bwrap,
                             *self._namespaces(),
                             *self._system(limits),
-                            *("--ro-bind-data", str(accounts[0]), "/etc/passwd"),
-                            *("--ro-bind-data", str(accounts[1]), "/etc/group"),
+                            *("--ro-bind-data", str(passwd), "/etc/passwd"),
+                            *("--ro-bind-data", str(group), "/etc/group"),
+                            *("--seccomp", str(seccomp_filter)),
                             *self._python,
                             *mounts.gpu_mounts(gpus),
                             *mounts.job_mounts(workspace, writable, readable),
@@ -160,7 +172,7 @@ class Bubblewrap(Sandbox):
                         env={COOKIE: str(workspace.root)},
                         cwd=Path("/"),
                         output=output,
-                        pass_fds=(*keep_fds, *accounts, status_w),
+                        pass_fds=(*keep_fds, passwd, group, seccomp_filter, status_w),
                     )
                 except OSError as error:
                     raise InternalError(f"the wall could not be started: {error}") from error
@@ -188,7 +200,7 @@ class Bubblewrap(Sandbox):
             "job",
         ]
         options += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
-        return [*options, "--disable-userns"] if self.forbids_namespaces else options
+        return [*options, "--disable-userns"] if self._forbids_namespaces else options
 
     def _system(self, limits: LimitSettings) -> list[str]:
         memory_bytes = int(limits.max_job_memory_gb * 1e9)
@@ -226,13 +238,15 @@ class Bubblewrap(Sandbox):
 
 
 class PlainProcess(Sandbox):
-    """No wall: a process with a scrubbed environment and limits, for the demo and the tests."""
+    """No wall: a process with a scrubbed environment and limits, no network, and what Landlock can do."""
 
-    name = "none"
-
-    def __init__(self) -> None:
+    def __init__(self, *, extra_read_only: Sequence[Path] = ()) -> None:
         self._launcher = launch.launcher()
         self._setpriv = launch.tool("setpriv")
+        self._has_landlock = landlock.version() > 0
+        self._readable = [*mounts.python_directories(), *extra_read_only]
+        self.name = "landlock" if self._has_landlock else "none"
+        self.shortcoming = _WITH_LANDLOCK if self._has_landlock else _WITH_NOTHING
 
     def start(
         self,
@@ -240,7 +254,7 @@ class PlainProcess(Sandbox):
         *,
         workspace: Workspace,
         writable: str,
-        readable: Sequence[str] = (),  # noqa: ARG002 - see below
+        readable: Sequence[str] = (),
         gpus: Sequence[int] = (),
         gpu_memory_fraction: float = 1.0,
         keep_fds: Sequence[int] = (),
@@ -248,21 +262,26 @@ class PlainProcess(Sandbox):
         limits: LimitSettings,
         spawner: Spawner,
     ) -> ProcessTree:
-        """Start `argv` as it is; `readable` means nothing, for nothing hides the other directories."""
+        """Start `argv`; without Landlock nothing hides the other directories."""
         home = workspace.child_dir(writable) / "tmp"
         home.mkdir(mode=0o700, exist_ok=True)
         cookie = str(workspace.root)
         environment = launch.environment(home, gpus, gpu_memory_fraction=gpu_memory_fraction, walled=False)
+        # Several GPUs talk over the loopback, which cannot be told from the network here.
+        ranks = len(gpus) > 1
+        ruleset = mounts.ruleset(workspace, writable, readable, self._readable, gpus, tcp=ranks)
+        plan = confine.plan(_filter(internet=ranks), ruleset if self._has_landlock else None)
         command = [*self._launcher, *launch.resource_limits(limits)]
-        command += [self._setpriv, "--no-new-privs", "--pdeathsig", "KILL", *argv]
+        command += [self._setpriv, "--no-new-privs", "--pdeathsig", "KILL"]
         try:
-            popen = spawner.start(
-                command,
-                env=environment | {COOKIE: cookie},
-                cwd=workspace.root,
-                output=output,
-                pass_fds=keep_fds,
-            )
+            with _readable(plan) as (plan_fd,):
+                popen = spawner.start(
+                    [*command, *launch.PYTHON, "-m", "rvmcv_worker.confine", str(plan_fd), *argv],
+                    env=environment | {COOKIE: cookie},
+                    cwd=workspace.root,
+                    output=output,
+                    pass_fds=(*keep_fds, plan_fd),
+                )
         except OSError as error:
             raise InternalError(f"the job's process could not be started: {error}") from error
         return CookieTree(popen, cookie)
@@ -283,22 +302,33 @@ def _setenv(environment: dict[str, str]) -> Iterator[str]:
         yield from ("--setenv", name, value)
 
 
+def _filter(*, internet: bool) -> bytes | None:
+    try:
+        return seccomp.program(internet=internet)
+    except seccomp.UnknownMachineError:
+        return None
+
+
+def _accounts() -> tuple[bytes, bytes]:
+    """Return a made-up passwd and group: libraries ask for the user's name."""
+    passwd = f"job:x:{_UID}:{_UID}:job:/tmp:/bin/false\n"
+    return passwd.encode(), f"job:x:{_UID}:\n".encode()
+
+
 @contextlib.contextmanager
-def _accounts() -> Iterator[tuple[int, int]]:
-    """Pipes that hold a made-up passwd and group: libraries ask for the user's name."""
-    passwd_r, passwd_w = os.pipe()
-    group_r, group_w = os.pipe()
-    try:
-        os.write(passwd_w, f"job:x:{_UID}:{_UID}:job:/tmp:/bin/false\n".encode())
-        os.write(group_w, f"job:x:{_UID}:\n".encode())
-    finally:
-        os.close(passwd_w)
-        os.close(group_w)
-    try:
-        yield passwd_r, group_r
-    finally:
-        os.close(passwd_r)
-        os.close(group_r)
+def _readable(*contents: bytes) -> Iterator[list[int]]:
+    """Pipes to read each of `contents` from; a pipe holds 64 kB."""
+    with contextlib.ExitStack() as pipes:
+        descriptors = []
+        for content in contents:
+            read_fd, write_fd = os.pipe()
+            pipes.callback(os.close, read_fd)
+            try:
+                os.write(write_fd, content)
+            finally:
+                os.close(write_fd)
+            descriptors.append(read_fd)
+        yield descriptors
 
 
 def _init_pid(status: int, popen: subprocess.Popen[bytes]) -> int:
