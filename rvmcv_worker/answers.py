@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from rvmcv_worker.addresses import AddressRefusedError
 from rvmcv_worker.errors import FencedError
 
 #: The reasons that say that an attempt is fenced; a 404 or 409 without one of them is a misrouted request.
@@ -58,6 +59,10 @@ class PollAbandonedError(ControllerError):
 
 class ServerUnavailableError(ControllerError):
     """No answer, or none that can be used: try again later, running jobs go on."""
+
+
+class AddressForbiddenError(ServerUnavailableError):
+    """The server's name leads to an address that it may not lead to; nothing was sent there."""
 
 
 class RedirectRefusedError(ServerUnavailableError):
@@ -183,6 +188,9 @@ def _gate_422(body: bytes) -> str:
 def failure_of(call: str, error: BaseException, *, limit_s: float) -> ServerUnavailableError:
     """Return what an exception of the HTTP library means; its own text, which holds URLs, is left out."""
     chain = list(_chain(error))
+    for cause in chain:
+        if isinstance(cause, AddressRefusedError):
+            return AddressForbiddenError(f"{call}: {cause.strerror}")
     for cause in chain:
         if isinstance(cause, ssl.SSLCertVerificationError):
             hint = "name the CA in [server] ca_file if it is your own"

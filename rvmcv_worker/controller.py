@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from rvmcv_worker import protocol
+from rvmcv_worker.addresses import named_addresses
 from rvmcv_worker.answers import (
     ControllerError,
     NotFoundError,
@@ -100,7 +101,8 @@ class Controller:
         self._worker_id = settings.worker.id
         self.instance_id = instance_id  #: the UUID of this start of the daemon
         self._base_url = settings.server.base_url
-        self._http = HttpSessions(settings.server)
+        # RVM-Server, and a proxy before it, are named by the operator.
+        self._http = HttpSessions(settings.server, named_addresses)
         self._lock = threading.Lock()
         self._polls: set[Exchange] = set()
         self._abandoned = False
@@ -227,19 +229,17 @@ class Controller:
         return _origin(urljoin(f"{self._settings.server.url}/", url)) == _origin(self._base_url)
 
     @contextlib.contextmanager
-    def open_stream(
-        self, url: str, *, offset: int = 0, if_range: str | None = None, limit_s: float | None = None
-    ) -> Iterator[Stream]:
+    def open_stream(self, url: str, *, offset: int = 0, if_range: str | None = None) -> Iterator[Stream]:
         """GET a file of RVM-Server, relative to its root or absolute, from byte `offset` on.
 
         The token goes along beneath `/api/v1/cv/` only. `if_range` is the ETag that the earlier bytes
-        had. `limit_s` bounds the whole transfer; without it, only each read is bounded. Raises
+        had. Of the bytes only each read is bounded: their reader watches how they move. Raises
         `UrlForbiddenError` for another origin and the exceptions of `answers` for the rest.
         """
         target = self._own_url(url)
         path = urlsplit(target).path
         base_path = urlsplit(self._base_url).path
-        exchange = Exchange(f"GET {_shown(path)}", limit_s)
+        exchange = Exchange(f"GET {_shown(path)}", sum(self._timeouts_s()))
         headers = {"Accept": _JSON}
         if path.startswith(f"{base_path}/"):
             headers["Authorization"] = f"Bearer {self._token.value()}"
@@ -260,6 +260,7 @@ class Controller:
                     f"{exchange.call}: the answer is compressed although it must not be"
                 )
             start, size_bytes = _extent(reply)
+            reply.take_time()
             yield Stream(reply, reply.status, reply.headers, location, start, size_bytes)
 
     # -- the end -------------------------------------------------------------------------------

@@ -20,11 +20,17 @@ from typing import Any
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from rvmcv_worker import __version__
 from rvmcv_worker.answers import ControllerError, PollAbandonedError, ServerUnavailableError, failure_of
+from rvmcv_worker.checked_connections import (
+    CheckedConnection,
+    CheckedPool,
+    CheckedTlsConnection,
+    CheckedTlsPool,
+    Reach,
+    pool_classes,
+)
 from rvmcv_worker.config import ServerSettings
 from rvmcv_worker.interrupt import Interrupt
 
@@ -37,9 +43,9 @@ _FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, Val
 class Exchange:
     """One request and its answer, from connecting to the last byte."""
 
-    def __init__(self, call: str, limit_s: float | None) -> None:
+    def __init__(self, call: str, limit_s: float) -> None:
         self.call = call  #: "GET /path", for messages
-        self.limit_s = limit_s  #: for the whole of it; None for a long transfer that its owner watches
+        self.limit_s = limit_s  #: for the whole of it, unless `Reply.take_time` lifts it
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._overdue = False
@@ -112,7 +118,7 @@ def ended_by(interrupt: Interrupt) -> Iterator[None]:
         _current.interrupt = None
 
 
-class _Noted(HTTPConnection):
+class _Noted(CheckedConnection):
     """A connection that tells the thread's exchange which socket it uses."""
 
     def connect(self) -> None:
@@ -129,26 +135,30 @@ class _Noted(HTTPConnection):
             exchange.attach(self.sock)
 
 
-class _NotedTls(_Noted, HTTPSConnection):
+class _NotedTls(_Noted, CheckedTlsConnection):
     pass
 
 
-class _Pool(HTTPConnectionPool):
+class _Pool(CheckedPool):
     ConnectionCls = _Noted
 
 
-class _TlsPool(HTTPSConnectionPool):
+class _TlsPool(CheckedTlsPool):
     ConnectionCls = _NotedTls
 
 
 class _Adapter(HTTPAdapter):
+    def __init__(self, reach: Reach) -> None:
+        self._pool_classes = pool_classes(reach, _Pool, _TlsPool)
+        super().__init__()
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs, blocksize=_SEND_BYTES)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self.poolmanager.pool_classes_by_scheme = self._pool_classes
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        manager.pool_classes_by_scheme = self._pool_classes
         return manager
 
 
@@ -168,8 +178,6 @@ class _Cutter:
         self._closed = False
 
     def watch(self, exchange: Exchange) -> None:
-        if exchange.limit_s is None:
-            return
         deadline_s = time.monotonic() + exchange.limit_s
         with self._condition:
             self._deadlines[exchange] = deadline_s
@@ -205,8 +213,9 @@ class _Cutter:
 class HttpSessions:
     """The sessions of all threads; nothing of the environment or of an answer changes how they work."""
 
-    def __init__(self, server: ServerSettings) -> None:
+    def __init__(self, server: ServerSettings, reach: Reach) -> None:
         self._server = server
+        self._reach = reach
         self._local = threading.local()
         self._cutter = _Cutter()
 
@@ -252,6 +261,10 @@ class HttpSessions:
             _current.exchange = None
         return Reply(self, exchange, response, timeouts_s[1])
 
+    def lift_limit(self, exchange: Exchange) -> None:
+        """From here on the owner watches a long transfer."""
+        self._cutter.forget(exchange)
+
     def release(self, exchange: Exchange, *, broken: bool) -> None:
         """End an exchange; after a broken one, the thread's next request uses a fresh connection."""
         self._cutter.forget(exchange)
@@ -280,8 +293,8 @@ class HttpSessions:
     def _make_session(self) -> requests.Session:
         session = _Session()
         session.trust_env = False
-        session.mount("http://", _Adapter())
-        session.mount("https://", _Adapter())
+        session.mount("http://", _Adapter(self._reach))
+        session.mount("https://", _Adapter(self._reach))
         session.verify = str(self._server.ca_file) if self._server.ca_file else True
         if self._server.proxy:
             session.proxies = {"http": self._server.proxy, "https": self._server.proxy}
@@ -315,6 +328,10 @@ class Reply:
         self._whole = False
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
+
+    def take_time(self) -> None:
+        """Lift the exchange's limit: the body is a long transfer, and its owner watches how it moves."""
+        self._sessions.lift_limit(self._exchange)
 
     def chunks(self, size_bytes: int = _READ_BYTES) -> Iterator[bytes]:
         """Yield the body as it is on the wire; raises `ServerUnavailableError` when it is cut off."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from rvmcv_worker.answers import ControllerError, failure_of
+from rvmcv_worker.answers import AddressForbiddenError, ControllerError
 from rvmcv_worker.config import Settings
+from rvmcv_worker.errors import UrlForbiddenError
 from rvmcv_worker.http_session import Exchange, HttpSessions, Reply
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.transfer import (
@@ -23,7 +25,7 @@ from rvmcv_worker.transfer import (
     strong_etag,
     watched,
 )
-from rvmcv_worker.urls import HttpsUrl, checked_addresses
+from rvmcv_worker.urls import HttpsUrl, addresses
 
 #: Slowest upload that is waited for.
 _UPLOAD_BYTES_PER_S = 256 * 1024
@@ -37,7 +39,8 @@ class HttpsFiles:
     def __init__(self, settings: Settings) -> None:
         server = settings.server
         # The configured proxy stands before RVM-Server, not before storage.
-        self._http = HttpSessions(server.model_copy(update={"proxy": None}))
+        reach = functools.partial(addresses, settings=settings)
+        self._http = HttpSessions(server.model_copy(update={"proxy": None}), reach)
         self._connect_s, self._read_s = server.connect_timeout_s, server.read_timeout_s
 
     @contextlib.contextmanager
@@ -48,7 +51,7 @@ class HttpsFiles:
             headers["Range"] = f"bytes={offset_bytes}-"
             if etag:
                 headers["If-Range"] = etag
-        exchange = Exchange(f"GET {target}", None)
+        exchange = Exchange(f"GET {target}", self._connect_s + self._read_s)
         with self._send(exchange, "GET", target, headers) as reply:
             if reply.status not in {200, 206}:
                 raise refusal(str(target), reply.status, reply.headers, _start_of(reply))
@@ -56,6 +59,7 @@ class HttpsFiles:
                 raise BrokenError(f"{target}: came compressed, though that was not asked for")
             start, total = extent(str(target), reply.status, reply.headers)
             sha256, strong = promised_sha256(reply.headers), strong_etag(reply.headers)
+            reply.take_time()
             yield Opened(_chunks(reply), reply.cut, start, total, strong, sha256)
 
     def put(self, target: HttpsUrl, path: Path, size_bytes: int, interrupt: Interrupt) -> None:
@@ -86,16 +90,14 @@ class HttpsFiles:
         headers: Mapping[str, str],
         data: _Sized | bytes | None = None,
     ) -> Reply:
-        try:
-            checked_addresses(target)
-        except OSError as error:
-            raise BrokenError(str(failure_of(str(target), error, limit_s=self._read_s))) from None
         # The time-out for connecting is that of each write too.
         connect_s = self._connect_s if data is None else max(self._connect_s, self._read_s)
         try:
             return self._http.send(
                 exchange, method, target.url, headers=headers, timeouts_s=(connect_s, self._read_s), data=data
             )
+        except AddressForbiddenError as error:
+            raise UrlForbiddenError(str(error)) from None
         except ControllerError as error:
             raise failed_call(error) from error
 

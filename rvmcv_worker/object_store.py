@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import ssl
+import time
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
+from xml.etree import ElementTree as ET
 
 import certifi
 import urllib3
@@ -16,10 +18,13 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
+from rvmcv_worker.addresses import named_addresses
 from rvmcv_worker.answers import excerpt, failure_of
+from rvmcv_worker.checked_connections import pool_classes
 from rvmcv_worker.config import Credentials, Settings
 from rvmcv_worker.http_session import pieces
 from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.protocol import MAX_ANSWER_BYTES
 from rvmcv_worker.read_ahead import ReadAhead
 from rvmcv_worker.transfer import (
     READ_BYTES,
@@ -36,11 +41,51 @@ from rvmcv_worker.urls import S3Url
 #: MinIO's client holds a whole part in memory, and the daemon shall stay small. A larger object goes
 #: up in parts, of which S3 takes 10,000: 78 GiB.
 PART_BYTES = 8 * 1024 * 1024
+#: How long an answer other than an object may take from its first byte, in seconds.
+_ANSWER_LIMIT_S = 60.0
 #: What `check` puts, again and again, to see that it may.
 PROBE_KEY = "cv/doctor-probe"
-_FAULTS = (MinioException, HTTPError, OSError, ValueError)
+_FAULTS = (MinioException, HTTPError, OSError, ValueError, ET.ParseError)
 _KEYS_HINT = "check the files s3-access-key and s3-secret-key, and that key's rights"
 _CLOCK_HINT = "this machine's clock is off; set it (timedatectl)"
+
+
+class _Pool(urllib3.PoolManager):
+    """Bounds what MinIO's client reads whole, which is every answer but an object's bytes."""
+
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, *, preload_content: bool = True, **options: Any
+    ) -> BaseHTTPResponse:
+        response = super().urlopen(method, url, preload_content=False, **options)
+        if not preload_content and response.status in {200, 204, 206}:
+            return response
+        whole = False
+        try:
+            body = _bounded(response)
+            whole = True
+        finally:
+            if not whole:
+                response.close()
+            response.release_conn()
+        return urllib3.HTTPResponse(
+            io.BytesIO(body),
+            headers=response.headers,
+            status=response.status,
+            reason=response.reason,
+            preload_content=preload_content,
+        )
+
+
+def _bounded(response: BaseHTTPResponse) -> bytes:
+    body = bytearray()
+    until_s = time.monotonic() + _ANSWER_LIMIT_S
+    for piece in pieces(response, READ_BYTES):
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise HTTPError(f"an answer of over {MAX_ANSWER_BYTES} bytes")
+        if time.monotonic() > until_s:
+            raise TimeoutError("the answer does not end")
+    return bytes(body)
 
 
 class ObjectStore:
@@ -57,13 +102,14 @@ class ObjectStore:
         self.has_keys = access is not None and secret is not None
         self._stall_s = settings.server.read_timeout_s
         # No retries and no redirects here: both are decided where the whole transfer is seen.
-        self._pool = urllib3.PoolManager(
+        self._pool = _Pool(
             maxsize=8,
             retries=urllib3.Retry(total=False),
             timeout=urllib3.Timeout(connect=settings.server.connect_timeout_s, read=self._stall_s),
             cert_reqs=ssl.CERT_REQUIRED,
             ca_certs=str(settings.server.ca_file or certifi.where()),
         )
+        self._pool.pool_classes_by_scheme = pool_classes(named_addresses)
         # Without a region of our own the client asks for each bucket's before its first use.
         self._client = Minio(
             parts.netloc,
@@ -147,6 +193,8 @@ class ObjectStore:
             status = error._code  # noqa: SLF001 - it keeps the status to itself
             found = refusal(what, status, {})
             return type(found)(f"{found}; is this really an S3 endpoint?", status=status)
+        if isinstance(error, ET.ParseError):
+            return BrokenError(f"{what}: the answer is not XML; is this really an S3 endpoint?")
         if isinstance(error, ValueError):
             return RefusedError(f"{what}: {error}")
         return BrokenError(str(failure_of(what, error, limit_s=self._stall_s)))

@@ -6,12 +6,11 @@ a listed host. Anything that two parsers could read differently is refused rathe
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from rvmcv_worker.addresses import checked, is_literal
 from rvmcv_worker.config import Settings
 from rvmcv_worker.errors import UrlForbiddenError
 
@@ -25,9 +24,8 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]{0,252}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: The list of `[storage]` that allows a scheme.
+_LISTS = {"https": "allowed_hosts", "http": "plain_http_hosts"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,6 @@ class HttpsUrl:
     scheme: str
     host: str  #: lower case; an IPv6 literal without brackets
     port: int
-    #: Named in the configuration by itself, not by a pattern such as ``*.example.org``.
-    exact: bool
 
     def __str__(self) -> str:
         """The URL without its query: that of a presigned URL is a secret."""
@@ -97,30 +93,17 @@ def without_token(target: JobUrl, settings: Settings) -> HttpsUrl | None:
     """Return where a presigned URL leads; None where that is no place for one (the API, ``s3://``)."""
     if isinstance(target, ServerPath) and not target.path.startswith(API_PREFIX):
         scheme, host, port = origin(settings.server.url)
-        return HttpsUrl(f"{scheme}://{_entry(host, port)}{target.path}", scheme, host, port, exact=True)
+        return HttpsUrl(f"{scheme}://{_entry(host, port)}{target.path}", scheme, host, port)
     return target if isinstance(target, HttpsUrl) else None
 
 
-def checked_addresses(target: HttpsUrl) -> tuple[str, ...]:
-    """Resolve the host and return its addresses; raises `UrlForbiddenError` for one not to be reached.
+def addresses(scheme: str, host: str, port: int, *, settings: Settings) -> tuple[str, ...]:
+    """Return the addresses that a file on another host may come from; raises `AddressRefusedError`.
 
-    A host that the operator named may be private (storage in a Tailscale net has 100.64.0.0/10), one
-    that only a pattern matches must be global. Link-local addresses, where clouds keep their metadata,
-    are reached by a literal in the list only. Raises `OSError` when the name does not resolve.
+    A host that the operator named may be private, one that only a pattern matches must be global.
     """
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    texts = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-    if _is_literal(target.host):
-        return texts
-    for text in texts:
-        address = _unwrapped(ipaddress.ip_address(text.partition("%")[0]))
-        never = address.is_link_local or address.is_multicast or address.is_unspecified
-        if never or not (target.exact or address.is_global):
-            raise UrlForbiddenError(
-                f"the host {target.host} resolves to {address}, which is not a public address; if that is"
-                f" meant, put {address if never else target.host} itself into storage.allowed_hosts"
-            )
-    return texts
+    named = (scheme, host, port) == origin(settings.server.url) or _is_named(scheme, host, port, settings)
+    return checked(host, port, may_be_private=named)
 
 
 def _s3(url: str, settings: Settings) -> S3Url:
@@ -151,7 +134,9 @@ def _https(url: str, settings: Settings) -> ServerPath | HttpsUrl:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise UrlForbiddenError(f"{shown(url)} is not a URL: its host or port cannot be read") from None
+        port = 0
+    if port == 0:
+        raise UrlForbiddenError(f"{shown(url)} is not a URL: its host or port cannot be read")
     if parts.scheme not in _DEFAULT_PORTS:
         raise UrlForbiddenError(
             f"the scheme {parts.scheme!r} of {shown(url)} is not allowed;"
@@ -164,7 +149,13 @@ def _https(url: str, settings: Settings) -> ServerPath | HttpsUrl:
     _check_path(parts.path or "/", url)
     if place == origin(settings.server.url):
         return ServerPath((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
-    return HttpsUrl(url, *place, exact=_listed(*place, settings=settings))
+    if not (_is_named(*place, settings) or _is_in_pattern(*place, settings)):
+        name = _entry(host, None if place[2] == _DEFAULT_PORTS[parts.scheme] else place[2])
+        raise UrlForbiddenError(
+            f"the host {name} is not allowed for {parts.scheme}; if it should be, add it to"
+            f" storage.{_LISTS[parts.scheme]}"
+        )
+    return HttpsUrl(url, *place)
 
 
 def _host_of(parts: SplitResult, url: str) -> str:
@@ -190,24 +181,30 @@ def _check_path(path: str, url: str) -> None:
             )
 
 
-def _listed(scheme: str, host: str, port: int, *, settings: Settings) -> bool:
-    """Return whether the configuration names the host itself (True) or by a pattern (False)."""
-    storage = settings.storage
-    if storage.s3_endpoint and (scheme, host, port) == origin(storage.s3_endpoint):
+def _is_named(scheme: str, host: str, port: int, settings: Settings) -> bool:
+    """Tell whether the configuration names the host itself."""
+    endpoint = settings.storage.s3_endpoint
+    if endpoint and (scheme, host, port) == origin(endpoint):
         return True
-    key = "storage.plain_http_hosts" if scheme == "http" else "storage.allowed_hosts"
-    entries = storage.plain_http_hosts if scheme == "http" else storage.allowed_hosts
-    default = _DEFAULT_PORTS[scheme]
-    wanted = {_entry(host, port)} | ({_entry(host, None)} if port == default else set())
-    lowered = {entry.lower() for entry in entries}
-    if lowered & wanted:
-        return True
-    if not _is_literal(host):
-        tails = {entry[1:] for entry in lowered if entry.startswith("*.")}
-        if any(text.endswith(tail) and text != tail for tail in tails for text in wanted):
-            return False
-    name = _entry(host, None if port == default else port)
-    raise UrlForbiddenError(f"the host {name} is not allowed for {scheme}; if it should be, add it to {key}")
+    return not _entries(scheme, settings).isdisjoint(_forms(scheme, host, port))
+
+
+def _is_in_pattern(scheme: str, host: str, port: int, settings: Settings) -> bool:
+    """Tell whether the configuration has a pattern such as ``*.example.org`` that the host matches."""
+    if is_literal(host):
+        return False
+    tails = {entry[1:] for entry in _entries(scheme, settings) if entry.startswith("*.")}
+    forms = _forms(scheme, host, port)
+    return any(form.endswith(tail) and form != tail for tail in tails for form in forms)
+
+
+def _entries(scheme: str, settings: Settings) -> set[str]:
+    return {entry.lower() for entry in getattr(settings.storage, _LISTS[scheme])}
+
+
+def _forms(scheme: str, host: str, port: int) -> set[str]:
+    """Return how an entry may write the host."""
+    return {_entry(host, port)} | ({_entry(host, None)} if port == _DEFAULT_PORTS[scheme] else set())
 
 
 def _entry(host: str, port: int | None) -> str:
@@ -219,21 +216,3 @@ def origin(url: str) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL of the configuration."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS[parts.scheme]
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _unwrapped(address: Address) -> Address:
-    """Return the IPv4 address inside an IPv6 one; `ipaddress` calls some of those global."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        return inner or address
-    return address

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
-
 import pytest
 
 from rvmcv_worker.config import ServerSettings, Settings, StorageSettings
 from rvmcv_worker.errors import UrlForbiddenError
-from rvmcv_worker.urls import HttpsUrl, S3Url, ServerPath, checked_addresses, classify, shown, without_token
+from rvmcv_worker.urls import HttpsUrl, S3Url, ServerPath, classify, shown, without_token
 
 SETTINGS = Settings(
     server=ServerSettings(url="https://rvm-server.test"),
@@ -33,18 +30,18 @@ SETTINGS = Settings(
         ("https://RVM-Server.test:443/x", ServerPath("/x")),
         (
             "https://images.test/a.jpg?sig=1",
-            HttpsUrl("https://images.test/a.jpg?sig=1", "https", "images.test", 443, True),
+            HttpsUrl("https://images.test/a.jpg?sig=1", "https", "images.test", 443),
         ),
-        ("https://IMAGES.test", HttpsUrl("https://IMAGES.test", "https", "images.test", 443, True)),
-        ("https://deep.test:8443/a", HttpsUrl("https://deep.test:8443/a", "https", "deep.test", 8443, True)),
-        ("https://eu.cdn.test/a", HttpsUrl("https://eu.cdn.test/a", "https", "eu.cdn.test", 443, False)),
+        ("https://IMAGES.test", HttpsUrl("https://IMAGES.test", "https", "images.test", 443)),
+        ("https://deep.test:8443/a", HttpsUrl("https://deep.test:8443/a", "https", "deep.test", 8443)),
+        ("https://eu.cdn.test/a", HttpsUrl("https://eu.cdn.test/a", "https", "eu.cdn.test", 443)),
         (
             "http://minio.test:9000/b/k",
-            HttpsUrl("http://minio.test:9000/b/k", "http", "minio.test", 9000, True),
+            HttpsUrl("http://minio.test:9000/b/k", "http", "minio.test", 9000),
         ),
-        ("http://plain.test/a", HttpsUrl("http://plain.test/a", "http", "plain.test", 80, True)),
-        ("https://192.0.2.7/a", HttpsUrl("https://192.0.2.7/a", "https", "192.0.2.7", 443, True)),
-        ("https://[2001:db8::7]/a", HttpsUrl("https://[2001:db8::7]/a", "https", "2001:db8::7", 443, True)),
+        ("http://plain.test/a", HttpsUrl("http://plain.test/a", "http", "plain.test", 80)),
+        ("https://192.0.2.7/a", HttpsUrl("https://192.0.2.7/a", "https", "192.0.2.7", 443)),
+        ("https://[2001:db8::7]/a", HttpsUrl("https://[2001:db8::7]/a", "https", "2001:db8::7", 443)),
     ],
 )
 def test_allowed(url: str, taken_for: object) -> None:
@@ -74,6 +71,7 @@ def test_allowed(url: str, taken_for: object) -> None:
         ("https://[fe80::1%25eth0]/a", "no host|cannot be read"),
         ("https:///a", "no host"),
         ("https://images.test:99999/a", "host or port"),
+        ("https://images.test:0/a", "host or port"),
         ("https://images.test:/a", "no host"),
         ("https://ímages.test/a", "xn--"),
         ("https://images.test\\@evil.test/a", "backslash"),
@@ -139,51 +137,3 @@ def test_a_presigned_url_never_leads_to_the_api() -> None:
         "rvm-server.test",
         443,
     )
-
-
-def _resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """No name server of ours can be asked in a test: the resolver's answer is given."""
-
-    def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
-        families = [ipaddress.ip_address(text.partition("%")[0]).version for text in addresses]
-        kinds = [socket.AF_INET if version == 4 else socket.AF_INET6 for version in families]
-        return [
-            (kind, socket.SOCK_STREAM, 6, "", (text, port))
-            for kind, text in zip(kinds, addresses, strict=True)
-        ]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-
-def _target(host: str, *, exact: bool) -> HttpsUrl:
-    return HttpsUrl(f"https://{host}/a", "https", host, 443, exact)
-
-
-PRIVATE = ["10.0.0.1", "127.0.0.1", "100.64.0.9", "192.168.1.1", "::1", "fd00::1", "::ffff:10.0.0.1"]
-NAT64 = ["64:ff9b::a00:1", "2002:a00:1::"]
-
-
-@pytest.mark.parametrize("address", [*PRIVATE, *NAT64])
-def test_only_a_host_named_by_itself_may_be_private(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    _resolving(monkeypatch, "93.184.216.34", address)
-    assert checked_addresses(_target("images.test", exact=True)) == ("93.184.216.34", address)
-    with pytest.raises(UrlForbiddenError, match=r"not a public address.*put a\.cdn\.test itself"):
-        checked_addresses(_target("a.cdn.test", exact=False))
-
-
-@pytest.mark.parametrize(
-    "address", ["169.254.169.254", "fe80::1%eth0", "::ffff:169.254.169.254", "0.0.0.0", "224.0.0.1"]
-)
-def test_no_name_leads_to_the_metadata_of_a_cloud(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    _resolving(monkeypatch, address)
-    with pytest.raises(UrlForbiddenError, match="not a public address"):
-        checked_addresses(_target("images.test", exact=True))
-
-
-def test_a_public_address_is_reached_by_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
-    _resolving(monkeypatch, "93.184.216.34", "93.184.216.34")
-    assert checked_addresses(_target("a.cdn.test", exact=False)) == ("93.184.216.34",)
-
-
-def test_a_literal_is_reached_where_it_was_listed() -> None:
-    assert checked_addresses(_target("169.254.10.10", exact=True)) == ("169.254.10.10",)
