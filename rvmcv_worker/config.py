@@ -34,6 +34,8 @@ else:
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Slots = Annotated[int, Field(ge=1, le=64)]
+#: A model as RVM-Server calls it: a version, a file name or a sha256; never a path.
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 #: Job types that the inference engine serves.
 INFERENCE_JOB_TYPES = frozenset({"inference", "batch-inference"})
@@ -172,6 +174,42 @@ class DatasetSettings(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
+#: Public sha256 of base models, by name; `[models.pinned]` adds to these.
+PINNED = {"yolo11n.pt": "0ebbc80d4a7680d14987a577cd21342b65ecfd94632bd9a8da63ae6417644ee1"}
+
+#: In lower case; empty for a name that stands for any bytes.
+Pin = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class ModelSettings(Section):
+    """Which bytes well-known names stand for, whoever serves them."""
+
+    pinned: dict[ModelName, Pin] = PINNED
+
+    @field_validator("pinned", mode="before")
+    @classmethod
+    def _beside_the_defaults(cls, value: Any) -> Any:
+        """A pin for one model takes no other away: that would go unnoticed."""
+        if not isinstance(value, dict):
+            return value
+        of_defaults = {_as_pinned(name): name for name in PINNED}
+        given = {of_defaults.get(_as_pinned(str(name)), name): sha256 for name, sha256 in value.items()}
+        return {**PINNED, **given}
+
+    def sha256_of(self, name: str) -> str | None:
+        """Return what a model of that name has to be; None for a name that is not pinned.
+
+        RVM-Server's database may take names for equal that differ in case, and a file's ending is
+        often left out: no spelling of a pinned name leads past its pin.
+        """
+        by_name = {_as_pinned(pinned): sha256 for pinned, sha256 in self.pinned.items()}
+        return by_name.get(_as_pinned(name)) or None
+
+
+def _as_pinned(name: str) -> str:
+    return name.lower().removesuffix(".pt")
+
+
 class TimingSettings(Section):
     """One factor for every waiting time: 1 in production, less in tests."""
 
@@ -188,6 +226,7 @@ class Settings(Section):
     limits: LimitSettings = LimitSettings()
     dataset: DatasetSettings = DatasetSettings()
     inference: InferenceSettings = InferenceSettings()
+    models: ModelSettings = ModelSettings()
     timing: TimingSettings = TimingSettings()
 
     @model_validator(mode="after")
@@ -331,13 +370,19 @@ def credential_file(settings: Settings, name: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value, default=str)
+
+
 def show(settings: Settings) -> list[str]:
     """Return the values in force as TOML lines, and where each secret comes from, masked."""
     lines = []
     for section, model in settings:
         lines.append(f"[{section}]")
         for key, value in model:
-            shown = "(not set)" if value is None else json.dumps(value, default=str)
+            shown = "(not set)" if value is None else _toml(value)
             shown = re.sub(r"://[^/@\"]*@", "://********@", shown)  # a proxy's user and password
             lines.append(f"{'# ' if value is None else ''}{key} = {shown}")
         lines.append("")

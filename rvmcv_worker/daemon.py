@@ -92,8 +92,13 @@ def make_services(settings: Settings) -> Services:
     instance_id = str(uuid.uuid4())
     controller = Controller(settings, token, instance_id)
     condition.on_hold = controller.let_go
-    model_store = ModelStore(settings.model_store_dir, int(settings.limits.model_store_gb * _GB))
     wall, spawner, gpus = _choose_wall(settings, condition), Spawner(), Gpus(settings)
+    model_store = ModelStore(
+        settings.model_store_dir,
+        int(settings.limits.model_store_gb * _GB),
+        pins=settings.models,
+        walled=not isinstance(wall, sandbox.PlainProcess),
+    )
     return Services(
         settings=settings,
         instance_id=instance_id,

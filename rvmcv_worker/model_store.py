@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from loguru import logger
 
+from rvmcv_worker.config import ModelSettings
 from rvmcv_worker.errors import ChecksumMismatchError, InvalidJobError, ModelUnavailableError
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.partial_file import new_file
@@ -37,12 +38,23 @@ class ModelStore:
     """A directory of weights, each file named by its sha256 and read-only; safe for several threads.
 
     A file is never linked into a workspace but copied, and hashed while it is: what lies here stays
-    out of reach of jobs, and what a job gets has the hash that it asked for.
+    out of reach of jobs, and what a job gets has the hash that it asked for. What is asked for by a name
+    that is pinned is what it is pinned to, whatever RVM-Server or an earlier day took it for.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        limit_bytes: int,
+        *,
+        pins: ModelSettings | None = None,
+        walled: bool = True,
+    ) -> None:
         self._directory = directory
         self._limit_bytes = limit_bytes
+        self._pins = pins
+        #: Whether no job's process can reach the files; else each use hashes them again.
+        self._walled = walled
         self._names = directory / "names.json"
         #: How each file was when this daemon hashed it last and found what its name says.
         self._verified: dict[str, _Identity] = {}
@@ -53,14 +65,14 @@ class ModelStore:
     def get(self, sha256: str) -> Path | None:
         """The file of that hash; None when there is none or it was corrupted.
 
-        It is hashed, unless the file is the very one, untouched since, that this daemon has hashed before:
-        nothing but root changes a file's content and leaves its time of change. What a disk does to it
-        unasked, `place` finds.
+        It is hashed, unless the file is the very one, untouched since, that this daemon has hashed before.
+        What a disk does to it unasked, `place` finds. Without a wall it is hashed each time: a process that
+        holds the file mapped can change it and leave its times as they were.
         """
         path = self._path(sha256)
         try:
             with path.open("rb") as file:
-                if not self._is_verified(sha256, file):
+                if not (self._walled and self._is_verified(sha256, file)):
                     before = _identity(file)
                     if (found := _hash(file)) != sha256:
                         path.unlink(missing_ok=True)
@@ -119,7 +131,8 @@ class ModelStore:
         time which bytes it stands for now; a hash that was asked for is that hash or an error.
         Raises `ModelUnavailableError`, `ModelInvalidError` (too large), `ChecksumMismatchError`.
         """
-        expected = _expected(wanted, expected_sha256)
+        pinned = self._pins.sha256_of(wanted) if self._pins else None
+        expected = _expected(wanted, expected_sha256, pinned)
         promised = expected or storage.promised_model_sha256(wanted)
         if promised and self.get(promised):
             return promised
@@ -129,8 +142,16 @@ class ModelStore:
                 wanted, part, max_bytes=max_bytes, sha256=expected, interrupt=interrupt
             )
             self._take_in(part, fetched.sha256)
+        except ChecksumMismatchError as error:
+            if pinned is None:
+                raise
+            raise ChecksumMismatchError(f"{error.message}: [models.pinned] names it") from None
         except ModelUnavailableError:
             named = self._read_names().get(wanted)
+            if named is not None and pinned not in (None, named):
+                raise ChecksumMismatchError(
+                    f"the worker's store has {named} as {wanted}, but [models.pinned] says {pinned}"
+                ) from None
             if named is None or expected not in (None, named) or self.get(named) is None:
                 raise
             logger.warning(
@@ -248,14 +269,19 @@ class ModelStore:
         part.rename(self._names)
 
 
-def _expected(wanted: str, expected_sha256: str | None) -> str | None:
+def _expected(wanted: str, expected_sha256: str | None, pinned: str | None) -> str | None:
     expected = expected_sha256.lower() if expected_sha256 else None
     by_hash = wanted.lower() if _SHA256.fullmatch(wanted.lower()) else None
     if by_hash and expected not in (None, by_hash):
         raise InvalidJobError(
             f"the model is asked for as {by_hash} and as {expected}; leave one of the two out"
         )
-    return expected or by_hash
+    if pinned and expected not in (None, pinned):
+        raise ChecksumMismatchError(
+            f"the job wants {wanted} to be {expected}, but the worker's [models.pinned] says that it is"
+            f" {pinned}: upload another model under a name of its own"
+        )
+    return expected or by_hash or pinned
 
 
 def copy_hashed(source: BinaryIO, target: BinaryIO) -> str:

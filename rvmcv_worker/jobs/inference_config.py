@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rvmcv_worker.config import ModelName
 from rvmcv_worker.engine_wire import MaskFormat, Options
 from rvmcv_worker.errors import InvalidJobError
-from rvmcv_worker.jobs.job_config import Fraction, ModelName, explain, unknown
+from rvmcv_worker.jobs.job_config import Fraction, explain, unknown
 from rvmcv_worker.protocol import Sha256
-from rvmcv_worker.sam2_options import ARCHITECTURES
 
-#: SAM2.1 as Meta publishes it, by the names of its configs.
-BASE_SEGMENTERS = ARCHITECTURES
 #: As `segmenter`: the masks of a YOLO11-seg model itself.
 OWN_MASKS = "yolo"
 

@@ -11,8 +11,6 @@ from pydantic import Field, ValidationError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 #: A data set's class name: what a person can read, and no more.
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
-#: A model as RVM-Server calls it: a version, a file name or a sha256; never a path.
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 #: Mistakes of a config that its error names.
 _MOST_EXPLAINED = 20

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rvmcv_worker.engine_client import Ask
 from rvmcv_worker.engine_wire import Queue, Trust
-from rvmcv_worker.jobs.inference_config import BASE_SEGMENTERS, OWN_MASKS, InferenceOptions
+from rvmcv_worker.jobs.inference_config import OWN_MASKS, InferenceOptions
 
 if TYPE_CHECKING:
     from rvmcv_worker.attempt import Attempt
@@ -55,11 +55,14 @@ def choose(attempt: Attempt, config: InferenceOptions) -> Chosen:
     model_sha256 = _fetch(attempt, wanted, config.model_sha256)
     approved = config.model_active
     segmenter, segmenter_sha256 = None, None
+    settings = attempt.services.settings
     if config.segmentation:
-        segmenter = config.segmenter or attempt.services.settings.inference.segmenter
+        segmenter = config.segmenter or settings.inference.segmenter
         if segmenter != OWN_MASKS:
             segmenter_sha256 = _fetch(attempt, segmenter, config.segmenter_sha256)
-            approved = approved and (segmenter in BASE_SEGMENTERS or config.segmenter_active)
+            # A name alone says nothing: whoever may upload to RVM-Server gives it to what he likes.
+            pinned = segmenter_sha256 in settings.models.pinned.values()
+            approved = approved and (pinned or config.segmenter_active)
     return Chosen(
         trust=Trust.APPROVED if approved else Trust.OTHER,
         model_sha256=model_sha256,

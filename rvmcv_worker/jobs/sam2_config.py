@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
+from rvmcv_worker.config import ModelName
 from rvmcv_worker.errors import InvalidJobError
 from rvmcv_worker.jobs import training_config
-from rvmcv_worker.jobs.job_config import ModelName
 from rvmcv_worker.jobs.training_config import TrainingConfig
 from rvmcv_worker.sam2_options import SCRATCH, Sam2Options
 

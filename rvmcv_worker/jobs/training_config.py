@@ -17,8 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from rvmcv_worker.config import ModelName
 from rvmcv_worker.errors import InvalidJobError
-from rvmcv_worker.jobs.job_config import ClassName, ModelName, explain, unknown
+from rvmcv_worker.jobs.job_config import ClassName, explain, unknown
 from rvmcv_worker.protocol import Sha256
 
 #: Keys of the plan's YAML that are the worker's to set; ignored with a warning.

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from loguru import logger
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
+from rvmcv_worker.config import ModelName
 from rvmcv_worker.errors import InvalidJobError
 from rvmcv_worker.jobs import training_config
-from rvmcv_worker.jobs.job_config import Fraction, ModelName
+from rvmcv_worker.jobs.job_config import Fraction
 from rvmcv_worker.jobs.training_config import TrainingConfig
 
 Gain = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]

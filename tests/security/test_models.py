@@ -1,0 +1,261 @@
+"""Models that are not what their name says, and models that tell more than they should."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rvmcv_worker import config, daemon
+from rvmcv_worker.config import (
+    PINNED,
+    ConfigError,
+    ModelSettings,
+    ServerSettings,
+    Settings,
+    TimingSettings,
+    WorkerSettings,
+    load_credentials,
+)
+from rvmcv_worker.controller import Controller
+from rvmcv_worker.engine_wire import Trust
+from rvmcv_worker.errors import ChecksumMismatchError
+from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.jobs import inference_config, model_choice
+from rvmcv_worker.jobs.inference_config import InferenceOptions
+from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.sandbox import MissingWall, PlainProcess
+from rvmcv_worker.storage import Storage
+from rvmcv_worker.token_source import TokenSource
+from tests.file_server import FileServer, give, sha256_of
+
+GENUINE = b"genuine weights" * 1000
+FORGED = b"what somebody uploaded under that name" * 400
+API = "/api/v1/cv/download-model"
+SEGMENTER = "sam2.1_hiera_tiny"
+PINS = ModelSettings(pinned={SEGMENTER: sha256_of(GENUINE), "yolo11n.pt": sha256_of(GENUINE)})
+UNPINNED = ModelSettings(pinned={"yolo11n.pt": ""})
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as running:
+        yield running
+
+
+@pytest.fixture
+def worker(server: FileServer, tmp_path: Path) -> Iterator[Callable[..., SimpleNamespace]]:
+    """Makes what an attempt has of the daemon, with a store that has `pins`."""
+    (tmp_path / "token").write_text("a-token")
+    interrupt, opened = Interrupt(), []
+
+    def make(pins: ModelSettings) -> SimpleNamespace:
+        settings = Settings(
+            server=ServerSettings(url=server.url),
+            worker=WorkerSettings(credentials_dir=tmp_path, runtime_dir=tmp_path / "run"),
+            models=pins,
+            timing=TimingSettings(scale=0.001),
+        )
+        controller = Controller(settings, TokenSource(settings), "0b7e0c52-6a5e-4a8f-9f39-2f1f9f0a3c11")
+        storage = Storage(settings, load_credentials(settings), controller)
+        opened.extend((storage, controller))
+        store = ModelStore(tmp_path / "models", 1 << 30, pins=pins)
+        services = SimpleNamespace(settings=settings, storage=storage, model_store=store)
+        return SimpleNamespace(services=services, interrupt=interrupt)
+
+    yield make
+    for each in (*opened, interrupt):
+        each.close()
+
+
+def fetch(attempt: SimpleNamespace, wanted: str, sha256: str | None = None) -> str:
+    return attempt.services.model_store.fetch_base_model(
+        wanted,
+        expected_sha256=sha256,
+        storage=attempt.services.storage,
+        max_bytes=1 << 20,
+        interrupt=attempt.interrupt,
+    )
+
+
+def choose(attempt: SimpleNamespace, **job: Any) -> model_choice.Chosen:
+    wanted = inference_config.parse(InferenceOptions, {"model_version": "v3", "model_active": True, **job})
+    return model_choice.choose(attempt, wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["yolo11n.pt", "yolo11n", "YOLO11N.pt"])
+def test_a_pinned_name_does_not_stand_for_what_somebody_uploaded(
+    worker: Callable[..., SimpleNamespace], server: FileServer, tmp_path: Path, name: str
+) -> None:
+    server.on(f"{API}/{name}", give(FORGED, promise=sha256_of(FORGED)))
+
+    with pytest.raises(ChecksumMismatchError, match=rf"not {sha256_of(GENUINE)}.*\[models.pinned\]"):
+        fetch(worker(PINS), name)
+    assert list((tmp_path / "models").iterdir()) == []
+    assert fetch(worker(UNPINNED), name) == sha256_of(FORGED), "the attack is none: this test shows nothing"
+
+
+def test_a_pin_holds_for_what_the_store_knows_by_name(
+    worker: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    (tmp_path / "n.pt").write_bytes(FORGED)
+    attempt = worker(PINS)
+    attempt.services.model_store.add(tmp_path / "n.pt", name="yolo11n.pt")
+
+    with pytest.raises(ChecksumMismatchError, match="the worker's store has"):
+        fetch(attempt, "yolo11n.pt")
+    assert fetch(worker(UNPINNED), "yolo11n.pt") == sha256_of(FORGED)
+
+
+def test_a_job_cannot_say_what_a_pinned_name_is(
+    worker: Callable[..., SimpleNamespace], server: FileServer
+) -> None:
+    server.on(f"{API}/yolo11n.pt", give(FORGED, promise=sha256_of(FORGED)))
+
+    with pytest.raises(ChecksumMismatchError, match="upload another model under a name of its own"):
+        fetch(worker(PINS), "yolo11n.pt", sha256_of(FORGED))
+    assert server.seen == []
+    assert fetch(worker(UNPINNED), "yolo11n.pt", sha256_of(FORGED)) == sha256_of(FORGED)
+
+
+def test_a_pinned_model_in_the_store_costs_no_request(
+    worker: Callable[..., SimpleNamespace], server: FileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "n.pt").write_bytes(GENUINE)
+    attempt = worker(PINS)
+    attempt.services.model_store.add(tmp_path / "n.pt")
+
+    assert fetch(attempt, "yolo11n.pt") == sha256_of(GENUINE)
+    assert server.seen == []
+
+
+def test_a_model_asked_for_by_hash_is_that_hash(
+    worker: Callable[..., SimpleNamespace], server: FileServer
+) -> None:
+    sha256 = sha256_of(GENUINE)
+    server.on(f"{API}/{sha256}", give(FORGED, promise=sha256))
+
+    with pytest.raises(ChecksumMismatchError, match=f"not {sha256}"):
+        fetch(worker(UNPINNED), sha256)
+
+
+@pytest.mark.parametrize(
+    ("pins", "served", "active", "trust"),
+    [
+        (UNPINNED, FORGED, False, Trust.OTHER),  # for all the worker knows, a stranger's
+        (UNPINNED, GENUINE, True, Trust.APPROVED),
+        (PINS, GENUINE, False, Trust.APPROVED),
+    ],
+)
+def test_the_name_of_metas_model_alone_makes_none_approved(
+    worker: Callable[..., SimpleNamespace],
+    server: FileServer,
+    pins: ModelSettings,
+    served: bytes,
+    active: bool,
+    trust: Trust,
+) -> None:
+    server.on(f"{API}/v3", give(b"detector", promise=sha256_of(b"detector")))
+    server.on(f"{API}/{SEGMENTER}", give(served, promise=sha256_of(served)))
+
+    chosen = choose(worker(pins), segmentation=True, segmenter=SEGMENTER, segmenter_active=active)
+    assert (chosen.trust, chosen.segmenter_sha256) == (trust, sha256_of(served))
+
+
+def test_a_forged_segmenter_comes_into_no_engine(
+    worker: Callable[..., SimpleNamespace], server: FileServer
+) -> None:
+    server.on(f"{API}/v3", give(b"detector", promise=sha256_of(b"detector")))
+    server.on(f"{API}/{SEGMENTER}", give(FORGED, promise=sha256_of(FORGED)))
+
+    with pytest.raises(ChecksumMismatchError):
+        choose(worker(PINS), segmentation=True, segmenter=SEGMENTER, segmenter_active=True)
+
+
+def test_the_pin_of_one_model_takes_no_other_away(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[models.pinned]\n"{SEGMENTER}" = "{"ab" * 32}"\n')
+    models = config.load(file).models
+    assert models.sha256_of(f"{SEGMENTER}.pt") == "ab" * 32
+    assert models.sha256_of("yolo11n.pt") == PINNED["yolo11n.pt"]
+    assert models.sha256_of("yolo11s.pt") is None
+    assert f'"{SEGMENTER}" = "{"ab" * 32}"' in "\n".join(config.show(config.load(file)))
+
+    file.write_text('[models.pinned]\nYOLO11n = ""\n')
+    assert config.load(file).models.sha256_of("yolo11n.pt") is None
+    file.write_text('[models.pinned]\n"yolo11n.pt" = "none"\n')
+    with pytest.raises(ConfigError, match=r"models\.pinned\.yolo11n\.pt"):
+        config.load(file)
+
+
+def changed_unseen(path: Path, look: Callable[[], object]) -> None:
+    """Change a file of the store after `look` has found it good, as a process of the same user may.
+
+    A page that is mapped and dirty when the file is hashed can be written to without any time changing.
+    """
+    path.chmod(0o600)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        path.chmod(0o400)
+        memory[0:1] = memory[0:1]
+        look()
+        before = path.stat()
+        memory[: len(b"forged")] = b"forged"
+        after = path.stat()
+    assert (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
+
+
+@pytest.mark.parametrize("walled", [True, False])
+def test_without_a_wall_a_store_file_is_hashed_at_each_use(
+    tmp_path: Path, logged: list[str], walled: bool
+) -> None:
+    (tmp_path / "n.pt").write_bytes(GENUINE)
+    store = ModelStore(tmp_path / "models", 1 << 30, walled=walled)
+    sha256 = store.add(tmp_path / "n.pt")
+    changed_unseen(tmp_path / "models" / sha256, lambda: store.get(sha256))
+
+    found = store.get(sha256)
+    if walled:  # where no job reaches the file: the attack works without the defence
+        assert found is not None
+        assert sha256_of(found.read_bytes()) != sha256
+    else:
+        assert found is None
+        assert not (tmp_path / "models" / sha256).exists()
+        assert any("removed, it will be fetched again" in line for line in logged)
+
+
+def test_what_changed_in_the_store_is_fetched_again(
+    worker: Callable[..., SimpleNamespace], server: FileServer, tmp_path: Path
+) -> None:
+    server.on(f"{API}/yolo11n.pt", give(GENUINE))
+    attempt = worker(PINS)
+    sha256 = fetch(attempt, "yolo11n.pt")
+    path = tmp_path / "models" / sha256
+    path.chmod(0o600)
+    path.write_bytes(FORGED)
+
+    assert fetch(attempt, "yolo11n.pt") == sha256
+    assert path.read_bytes() == GENUINE
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(("wall", "walled"), [(PlainProcess, False), (MissingWall, True)])
+def test_the_daemon_tells_the_store_whether_there_is_a_wall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wall: type, walled: bool
+) -> None:
+    (tmp_path / "token").write_text("a-token")
+    settings = Settings(worker=WorkerSettings(state_dir=tmp_path / "state", credentials_dir=tmp_path))
+    settings.worker.state_dir.mkdir()
+    monkeypatch.setattr(daemon.sandbox, "choose", lambda *_, **__: wall())
+    services = daemon.make_services(settings)
+    try:
+        assert services.model_store._walled is walled
+        assert services.model_store._pins == settings.models
+    finally:
+        services.spawner.close()
+        services.ledger.close()
+        services.controller.close()
+        services.storage.close()
