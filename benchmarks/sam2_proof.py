@@ -7,6 +7,7 @@ the training is the benchmark's own. It needs weights, which do not come by them
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import sys
@@ -27,9 +28,9 @@ from rvmcv_worker.demo import material
 from rvmcv_worker.sam2_options import Sam2Options
 from tests.compute_child import ComputeChild
 
-#: What a job would deliver, and is left to be looked at.
-FILES = ("best.pt", "masks.jpg", "curves.png", "results.csv", "args.yaml")
 FIGURES = "figures.json"
+#: What says which GPU is the first, and where its libraries are.
+_OF_GPU = {"CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"}
 _GB = 1024**3
 _MB = 1024**2
 #: Where the encoder's output may be kept; the daemon goes by its quota.
@@ -59,8 +60,10 @@ def main(arguments: list[str]) -> int:
     given = {"epochs": wishes.epochs, "imgsz": wishes.img_size, "train": wishes.train}
     options = {key: value for key, value in given.items() if value is not None}
     try:
-        with tempfile.TemporaryDirectory(prefix="rvmcv-sam2-proof-") as folder:
-            measured = measure(wishes.base, wishes.dataset, options, Path(folder), wishes.out)
+        wishes.out.mkdir(parents=True, exist_ok=True)
+        # Not where temporary files are, which may be memory: the encoder's output takes gigabytes.
+        with tempfile.TemporaryDirectory(prefix="at-work-", dir=wishes.out) as folder:
+            measured = measure(wishes.base, wishes.dataset, options, Path(folder).resolve(), wishes.out)
     except (ProofError, material.MaterialError, OSError, ValueError) as error:
         print(f"It could not be measured: {error}", file=sys.stderr)
         return 1
@@ -71,7 +74,7 @@ def main(arguments: list[str]) -> int:
     (wishes.out / FIGURES).unlink(missing_ok=True)  # of an earlier training
     figures.save(table, wishes.out / FIGURES)
     print(f"\nVerdict: {measured.result['metrics']['verdict']}.")
-    print(f"In {wishes.out}: {', '.join((*FILES, FIGURES))}")
+    print(f"In {wishes.out}: {', '.join((*measured.result['files'], FIGURES))}")
     return 0
 
 
@@ -102,7 +105,7 @@ def measure(base: Path, dataset: Path, options: dict[str, Any], root: Path, out_
         "cache_bytes": int(_CACHE_SHARE * shutil.disk_usage(root).free),
     }
     before_bytes = _gpu_bytes() if on_gpu else 0
-    child = ComputeChild(root, "train", job)
+    child = ComputeChild(root, "train", job, env={key: os.environ[key] for key in _OF_GPU & set(os.environ)})
     process = psutil.Process(child.process.pid)
     epochs_s, peak_bytes, peak_gpu_bytes, told = [], 0, 0, None
     for message in child.messages():
@@ -115,8 +118,7 @@ def measure(base: Path, dataset: Path, options: dict[str, Any], root: Path, out_
         if on_gpu:
             peak_gpu_bytes = max(peak_gpu_bytes, _gpu_bytes() - before_bytes)
     result = _accepted("train", child.result())
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in result["files"]:
         shutil.copyfile(root / "train" / name, out_dir / name)
     return Measured(result, epochs_s, peak_bytes, peak_gpu_bytes if on_gpu else None)
 

@@ -37,7 +37,7 @@ DRAWN_TRAINING: dict[str, Any] = {
     },
 }
 #: With a fine-tuning of SAM2 after it: boxes good enough to ask for masks, in half of the time.
-DRAWN_SEGMENT_EPOCHS = 6
+DRAWN_SEGMENT_TRAIN, DRAWN_SEGMENT_EPOCHS = 500, 6
 #: From random weights all is to be learnt: small pictures, many steps, and boxes alone, as in inference.
 FROM_SCRATCH: dict[str, Any] = {
     "base_model": SCRATCH,
@@ -100,16 +100,17 @@ def prepare(wishes: Wishes, directory: Path) -> Material:
 
 def drawn(directory: Path, *, segment: bool) -> Material:
     """Draw bottles and cans, with polygons for a fine-tuning of SAM2."""
+    train = DRAWN_SEGMENT_TRAIN if segment else DRAWN_TRAIN
     archive = draw_zip(
         directory / "drawn.zip",
-        train=DRAWN_TRAIN,
+        train=train,
         val=DRAWN_VAL,
         test=DRAWN_TEST,
         size_px=DRAWN_SIZE_PX,
         seed=DRAWN_SEED,
         segment=segment,
     )
-    origin = f"{DRAWN_TRAIN + DRAWN_VAL + DRAWN_TEST} drawn pictures of bottles and cans"
+    origin = f"{train + DRAWN_VAL + DRAWN_TEST} drawn pictures of bottles and cans"
     shorter = {"epochs": DRAWN_SEGMENT_EPOCHS} if segment else {}
     return Material(archive, origin, DRAWN_TRAINING | shorter)
 
