@@ -18,7 +18,7 @@ from rvmcv_worker.compute.sam2_memory import Memory
 from rvmcv_worker.compute.sam2_network import Features, Network, Prompts
 from rvmcv_worker.compute.sam2_samples import UPRIGHT, Samples
 from rvmcv_worker.compute.sam2_score import Fit, Score
-from rvmcv_worker.errors import InvalidJobError
+from rvmcv_worker.errors import ModelInvalidError
 
 if TYPE_CHECKING:
     from rvmcv_worker.compute.sam2_embeddings import Embeddings
@@ -57,7 +57,7 @@ class Proof:
     def measure(self, network: Network) -> Score:
         """Return what a model is worth; it is left in evaluation mode.
 
-        Raises `InvalidJobError` for masks that are not finite, and `OutOfGpuMemoryError`.
+        Raises `ModelInvalidError` for masks that are not finite, and `OutOfGpuMemoryError`.
         """
         fits = []
         for index in range(len(self._samples)):
@@ -148,9 +148,7 @@ class _Few(NamedTuple):
         first = torch.zeros(count, dtype=torch.int64, device=points.device)
         decoded = self.network.decode(self.features, first, Prompts(points, told), multimask=multimask)
         if not bool(decoded.logits.isfinite().all() and decoded.ious.isfinite().all()):
-            raise InvalidJobError(
-                "the training diverged (masks that are no finite numbers); use a smaller lr0"
-            )
+            raise ModelInvalidError("the model makes masks that are no finite numbers; use another one")
         best = decoded.logits[torch.arange(count), decoded.ious.argmax(-1)]
         return [segmenter.at_full_size(logits, self.truths[0].shape) for logits in best]
 

@@ -20,10 +20,13 @@ from rvmcv_worker.compute import (
 from rvmcv_worker.compute.child import Child, StopRequestedError
 from rvmcv_worker.compute.sam2_embeddings import Embeddings
 from rvmcv_worker.compute.sam2_kept import Course, Sam2Checkpoints
+from rvmcv_worker.compute.sam2_network import Network
+from rvmcv_worker.compute.sam2_proof import Proof
 from rvmcv_worker.compute.sam2_score import Score
 from rvmcv_worker.compute.sam2_sheet import Sheet
 from rvmcv_worker.compute.sam2_step import Step
 from rvmcv_worker.compute.sam2_training import Training
+from rvmcv_worker.errors import InvalidJobError, ModelInvalidError
 from rvmcv_worker.sam2_options import Sam2Options
 
 
@@ -71,7 +74,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
             progress.start()
         while ended_by is None:
             losses, lr = _epoch(training, train, step)
-            score = proof.measure(network)
+            score = _score(proof, network)
             ended_by = _ended_by(training, course, score)
             entry = progress.finish_epoch(losses, score, course.beside, lr=lr, is_last=ended_by is not None)
             course = course.after(entry, score)
@@ -153,6 +156,16 @@ def _epoch(training: Training, embeddings: Embeddings, step: Step) -> tuple[dict
             if progress.step(done, steps):
                 break
     return {name: total / done for name, total in sums.items()}, training.lr0 * factor
+
+
+def _score(proof: Proof, network: Network) -> Score:
+    """Measure an epoch; what no longer computes did before the training."""
+    try:
+        return proof.measure(network)
+    except ModelInvalidError as error:
+        raise InvalidJobError(
+            "the training diverged (masks that are no finite numbers); use a smaller lr0"
+        ) from error
 
 
 def _ended_by(training: Training, course: Course, score: Score) -> str | None:

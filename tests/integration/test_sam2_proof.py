@@ -25,7 +25,7 @@ from rvmcv_worker.compute.sam2_network import Decoded, Features, Network, Prompt
 from rvmcv_worker.compute.sam2_proof import Proof
 from rvmcv_worker.compute.sam2_samples import UPRIGHT, Flip, Samples
 from rvmcv_worker.compute.segmenter import Segmenter
-from rvmcv_worker.errors import InvalidJobError, OutOfGpuMemoryError
+from rvmcv_worker.errors import ModelInvalidError, OutOfGpuMemoryError
 from rvmcv_worker.sam2_options import CacheMode, Sam2Options
 from tests import sam2_files
 
@@ -299,14 +299,14 @@ def test_where_memory_runs_out_fewer_objects_are_decoded_at_once(samples: Sample
 @pytest.mark.parametrize(
     "tensor", ["iou_prediction_head.layers.2.bias", "output_hypernetworks_mlps.0.layers.2.bias"]
 )
-def test_numbers_that_are_not_finite_are_a_training_that_diverged(
+def test_numbers_that_are_not_finite_are_the_models_fault(
     tensor: str, samples: Samples, network: Network
 ) -> None:
     broken = copy.deepcopy(network)
     with torch.no_grad():
         broken.model.sam_mask_decoder.get_parameter(tensor).fill_(math.nan)
 
-    with pytest.raises(InvalidJobError, match="diverged"):
+    with pytest.raises(ModelInvalidError, match="no finite numbers"):
         _proof(samples).measure(broken)
 
 

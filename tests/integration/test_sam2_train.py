@@ -364,9 +364,12 @@ def test_no_training_is_lost_over_what_is_measured_beside_it(
     assert all(torch.equal(delivered[name], tensor) for name, tensor in trained.items())
 
 
-def test_a_training_that_diverges_is_the_jobs_fault(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [4, 2])  # found by what is measured after a step, and by the next step
+def test_a_training_that_diverges_is_the_jobs_fault(
+    batch: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sam2_optimizer, "learning_rate", lambda *_args: 1e30)
-    answer = train_here(root).answer
+    answer = train_here(root, options={"batch": batch}).answer
 
     assert answer["error"]["code"] == "invalid_job"
     assert "lr0" in answer["error"]["message"]
@@ -393,6 +396,15 @@ def test_a_base_model_of_another_kind_is_refused(root: Path) -> None:
 
     assert train_here(root, model="base.pt").answer["error"]["code"] == "model_invalid"
     assert train_here(root, architecture="sam3").answer["error"]["code"] == "model_invalid"
+
+
+def test_a_base_model_whose_masks_are_no_numbers_is_refused(root: Path) -> None:
+    huge = {key: 1e20 * each if "hypernetworks" in key else each for key, each in sam2_files.weights().items()}
+    sam2_files.save(root / "base.pt", {"model": huge})
+    error = train_here(root, model="base.pt").answer["error"]
+
+    assert error["code"] == "model_invalid"
+    assert "no finite numbers" in error["message"]
 
 
 def test_a_base_model_from_a_file_is_named_in_what_comes_of_it(root: Path) -> None:
