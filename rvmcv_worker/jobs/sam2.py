@@ -81,13 +81,20 @@ def _base_model(attempt: Attempt, config: Sam2Config) -> tuple[str, int]:
     """
     named = config.scratch_architecture or config.base_model.removesuffix(".pt")
     size_bytes = sam2_sizes.MODEL_BYTES.get(named, 0)
-    sam2_sizes.refuse_too_large(attempt, config, size_bytes)
+    _refuse(attempt, config, size_bytes)
     if config.from_scratch:
         return SCRATCH, size_bytes
     model = training.fetch_base_model(attempt, config)
     size_bytes = max(size_bytes, (attempt.workspace.root / model).stat().st_size)
-    sam2_sizes.refuse_too_large(attempt, config, size_bytes)
+    _refuse(attempt, config, size_bytes)
     return model, size_bytes
+
+
+def _refuse(attempt: Attempt, config: Sam2Config, size_bytes: int) -> None:
+    """Raise for a model that nobody would take, and for one that there is no room to train."""
+    sam2_sizes.refuse_too_large(attempt, config, size_bytes)
+    limits = attempt.services.settings.limits
+    sam2_sizes.refuse_without_room(attempt.workspace.root, limits, config.options.train, size_bytes)
 
 
 def _cache_bytes(attempt: Attempt, size_bytes: int) -> int:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rvmcv_worker.errors import UnsupportedJobError
-from rvmcv_worker.sam2_options import ARCHITECTURES
+from rvmcv_worker.errors import UnsupportedJobError, WorkerUnfitError
+from rvmcv_worker.sam2_options import ARCHITECTURES, Trained
 
 if TYPE_CHECKING:
     from rvmcv_worker.attempt import Attempt
@@ -20,10 +20,13 @@ _MB = 1024**2
 MODEL_BYTES = dict(zip(ARCHITECTURES, (156_100_000, 184_500_000, 323_700_000, 898_200_000), strict=True))
 #: Largest file that `upload-model` takes.
 UPLOAD_BYTES = 200 * _MB
-#: Files of a training that keeps embeddings, beside those and the data, in sizes of the model: best.pt,
-#: frozen, and as the check child sees it; the rest is for checkpoints, which hold what is trained, an eighth
-#: of the model at most.
+#: What a training keeps beside its data and embeddings at most, in sizes of the model: the base model, the
+#: active one, best.pt, frozen, and as the check child sees it; the rest is for checkpoints, which hold what
+#: is trained, an eighth of the model at most.
 _BESIDE = 6
+#: The same where all is trained, and a checkpoint has four times the size of the model. There are that which
+#: it goes on from, what the newest is made of, two with one being written, and one on its way to storage.
+_BESIDE_ALL = 5 + 4 * 6
 
 
 def refuse_too_large(attempt: Attempt, config: Sam2Config, size_bytes: int) -> None:
@@ -45,6 +48,29 @@ def refuse_too_large(attempt: Attempt, config: Sam2Config, size_bytes: int) -> N
         )
 
 
+def refuse_without_room(directory: Path, limits: LimitSettings, trained: Trained, size_bytes: int) -> None:
+    """Raise where the training of a model of `size_bytes` would end for want of disk; better before than then.
+
+    That is `UnsupportedJobError` for the limit, `WorkerUnfitError` for what the disk of `directory` has now.
+    """
+    needed_bytes = size_bytes * (_BESIDE_ALL if trained == "all" else _BESIDE)
+    what = (
+        f"train {trained!r} of a model of {size_bytes / _MB:.0f} MB takes up to {needed_bytes / _GB:.1f} GB "
+        "of disk beside its data"
+    )
+    if needed_bytes > limits.max_workspace_gb * _GB:
+        raise UnsupportedJobError(
+            f"{what}, over this worker's limit of {limits.max_workspace_gb:g} GB: train 'decoder' or "
+            "'decoder+neck', or a smaller model, or raise [limits] max_workspace_gb"
+        )
+    free_bytes = _free_bytes(directory, limits)
+    if needed_bytes > free_bytes:
+        raise WorkerUnfitError(
+            f"{what}, and the worker's disk has {max(0.0, free_bytes / _GB):.1f} GB above "
+            "[limits] disk_floor_gb: it goes back to the queue"
+        )
+
+
 def cache_bytes(directory: Path, limits: LimitSettings, held_bytes: int, size_bytes: int) -> int:
     """Return what embeddings may take of the disk of `directory`, where all workspaces hold `held_bytes`.
 
@@ -53,6 +79,10 @@ def cache_bytes(directory: Path, limits: LimitSettings, held_bytes: int, size_by
     half is for whoever writes beside.
     """
     allowed_bytes = limits.workspace_high_water * limits.max_workspace_gb * _GB - held_bytes
+    return max(0, int(min(allowed_bytes, _free_bytes(directory, limits) / 2)) - _BESIDE * size_bytes)
+
+
+def _free_bytes(directory: Path, limits: LimitSettings) -> float:
+    """Return what the disk has above its floor."""
     found = os.statvfs(directory)
-    free_bytes = (found.f_bavail * found.f_frsize - limits.disk_floor_gb * _GB) / 2
-    return max(0, int(min(allowed_bytes, free_bytes)) - _BESIDE * size_bytes)
+    return found.f_bavail * found.f_frsize - limits.disk_floor_gb * _GB

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from rvmcv_worker.config import LimitSettings
+from rvmcv_worker.errors import UnsupportedJobError, WorkerUnfitError
 from rvmcv_worker.jobs import sam2_sizes
-from rvmcv_worker.jobs.sam2_sizes import MODEL_BYTES, UPLOAD_BYTES, cache_bytes
+from rvmcv_worker.jobs.sam2_sizes import MODEL_BYTES, UPLOAD_BYTES, cache_bytes, refuse_without_room
 
-_TINY = MODEL_BYTES["sam2.1_hiera_tiny"]
+_TINY, _LARGE = MODEL_BYTES["sam2.1_hiera_tiny"], MODEL_BYTES["sam2.1_hiera_large"]
 
 
 @pytest.fixture
@@ -42,3 +43,25 @@ def test_where_there_is_no_room_there_is_no_cache(disk: Path) -> None:
 def test_the_two_smaller_models_pass_where_only_upload_model_delivers() -> None:
     passing = [name for name, size_bytes in MODEL_BYTES.items() if size_bytes <= UPLOAD_BYTES]
     assert passing == ["sam2.1_hiera_tiny", "sam2.1_hiera_small"]
+
+
+def test_every_model_has_room_by_default(disk: Path) -> None:
+    for size_bytes in MODEL_BYTES.values():
+        refuse_without_room(disk, _limits(), "all", size_bytes)
+
+
+def test_a_training_that_would_end_over_its_quota_is_refused_before_it_begins(disk: Path) -> None:
+    limits = _limits(max_workspace_gb=20.0)
+    with pytest.raises(
+        UnsupportedJobError, match=r"up to 26\.0 GB of disk .* or raise \[limits\] max_workspace_gb"
+    ):
+        refuse_without_room(disk, limits, "all", _LARGE)
+    refuse_without_room(disk, limits, "decoder", _LARGE)
+    refuse_without_room(disk, limits, "all", _TINY)
+
+
+def test_a_disk_that_is_too_full_for_it_now_is_the_workers_fault(disk: Path) -> None:
+    limits = _limits(disk_floor_gb=97.0)
+    with pytest.raises(WorkerUnfitError, match=r"has 3\.0 GB above \[limits\] disk_floor_gb"):
+        refuse_without_room(disk, limits, "all", _TINY)
+    refuse_without_room(disk, limits, "decoder", _TINY)
