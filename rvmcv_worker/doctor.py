@@ -32,6 +32,8 @@ from rvmcv_worker.controller import (
 )
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.gpu_fault import job_bytes
+from rvmcv_worker.jobs import JOB_TYPES
+from rvmcv_worker.jobs.stub import Stub
 from rvmcv_worker.logs import escape, redact
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.token_source import TokenSource
@@ -81,6 +83,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield _storage(settings, credentials, controller)
         else:
             yield Finding("storage", None, "not looked at: it goes through RVM-Server")
+    yield _jobs(settings)
     yield _wall(settings)
     yield _gpu(settings)
     yield _disk(settings)
@@ -136,6 +139,19 @@ def _server(settings: Settings, controller: Controller) -> Iterator[Finding]:
 def _storage(settings: Settings, credentials: Credentials, controller: Controller) -> Finding:
     ok, sentence = Storage(settings, credentials, controller).check()
     return Finding("storage", ok, sentence)
+
+
+def _jobs(settings: Settings) -> Finding:
+    """Tell what is claimed, and what could be: a job of a type that no worker asks for waits for ever."""
+    claimed = settings.worker.job_types
+    if unknown := sorted(set(claimed) - set(JOB_TYPES)):
+        known = ", ".join(JOB_TYPES)
+        return Finding(
+            "jobs", False, f"no job type {unknown[0]!r}: correct [worker] job_types to some of {known}"
+        )
+    others = [name for name in JOB_TYPES if name not in {*claimed, Stub.name}]
+    more = f"; not {', '.join(others)}, which [worker] job_types switches on" if others else ""
+    return Finding("jobs", True, f"claims {', '.join(claimed)}{more}")
 
 
 def _wall(settings: Settings) -> Finding:

@@ -60,3 +60,22 @@ def test_a_state_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
     assert f"{file} is no directory" in finding.sentence
     below = doctor._disk(Settings.model_validate({"worker": {"state_dir": file / "below"}}))
     assert below.ok is False
+
+
+@pytest.mark.parametrize(
+    ("job_types", "ok", "said"),
+    [
+        (["yolo11"], True, "claims yolo11; not sam2, inference, batch-inference, which [worker] job_types"),
+        (["yolo11", "sam2", "inference", "batch-inference"], True, "batch-inference"),
+        (
+            ["yolo11", "sam-2"],
+            False,
+            "no job type 'sam-2': correct [worker] job_types to some of yolo11, sam2",
+        ),
+    ],
+)
+def test_what_is_claimed_and_what_could_be_is_told(job_types: list[str], ok: bool, said: str) -> None:
+    finding = doctor._jobs(Settings.model_validate({"worker": {"job_types": job_types}}))
+    assert finding.ok is ok
+    assert said in finding.sentence
+    assert "stub" not in finding.sentence.partition(": ")[0]
