@@ -32,8 +32,8 @@ class Client:
     def parse(value: str) -> Any:
         """Return a value that was typed: JSON where it is JSON, else the text."""
         try:
-            return json.loads(value)
-        except json.JSONDecodeError:
+            return json.loads(value, parse_constant=_refuse)
+        except ValueError:
             return value
 
     def get(self, path: str) -> Any:
@@ -111,3 +111,8 @@ def _texts(fields: dict[str, Any]) -> dict[str, str]:
         for key, value in fields.items()
         if value is not None
     }
+
+
+def _refuse(word: str) -> Any:
+    """Python's parser takes NaN and Infinity, which are no JSON and cannot be sent."""
+    raise ValueError(f"{word} is no JSON")
