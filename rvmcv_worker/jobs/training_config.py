@@ -109,7 +109,7 @@ def parse(config: Mapping[str, Any], model: type[Config], options: type[Options]
             wrong.append(unknown(str(key), [*of_options, *of_model]))
             continue
         before = given[owner].setdefault(field, (key, value))
-        if before[1] != value:
+        if before[0] != key and before[1] != value:
             wrong.append(f"config: {before[0]} and {key} mean the same and differ")
     parsed: dict[type[BaseModel], Any] = {}
     for kind, values in given.items():

@@ -45,6 +45,12 @@ def test_what_is_wrong_is_named(config: dict[str, object], said: str) -> None:
     assert said in caught.value.message
 
 
+def test_a_key_does_not_differ_from_itself() -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse({**DATA, "lr0": float("nan")})
+    assert "differ" not in caught.value.message
+
+
 def test_every_fault_is_said_at_once() -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse({"epochs": 0, "patiense": 1})
