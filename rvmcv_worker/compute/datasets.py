@@ -188,7 +188,8 @@ def _require_instances(good: dict[str, tuple[Item, ...]], samples: dict[str, Sam
     for split in ("train", "val"):
         if not good.get(split):
             raise DatasetInvalidError(
-                f"the {split} split has no usable image. First faults: {report.faults.first(3) or 'none'}"
+                f"the {split} split has no usable image. First faults: "
+                f"{report.faults.first(3) or '; '.join(report.warnings[:3]) or 'none'}"
             )
         if not classes[split]:
             where = printable(good[split][0].label or good[split][0].image)

@@ -496,7 +496,7 @@ def test_categories_must_agree(prepared: Prepared, categories: list[Any], messag
     ("content", "message"),
     [
         (b"", "the train split has no usable image"),
-        (b"[]", "the train split has no usable image"),
+        (b"[]", "no usable image. First faults: .* are not of COCO.* as train/_annotations"),
         (b"{", "cut off|is missing|Expecting"),
         (coco([], [])[:-1], "the file is cut off"),
         (coco([image(0, "a.jpg")], [annotation(0)])[:200], "cannot be read as JSON"),
