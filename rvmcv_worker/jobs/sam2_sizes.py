@@ -49,7 +49,7 @@ def refuse_too_large(attempt: Attempt, config: Sam2Config, size_bytes: int) -> N
 
 
 def refuse_without_room(directory: Path, limits: LimitSettings, trained: Trained, size_bytes: int) -> None:
-    """Raise where the training of a model of `size_bytes` would end for want of disk; better before than then.
+    """Raise where the training of a model of `size_bytes` would end for want of disk, before it begins.
 
     That is `UnsupportedJobError` for the limit, `WorkerUnfitError` for what the disk of `directory` has now.
     """

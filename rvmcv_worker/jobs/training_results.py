@@ -1,4 +1,4 @@
-"""What the children of a training say at their end. It may be anything: here it is held against what is used."""
+"""What the children of a training say at their end, which may be anything: held against what is used."""
 
 from __future__ import annotations
 
