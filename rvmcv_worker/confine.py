@@ -30,7 +30,7 @@ def plan(filter_program: bytes | None, ruleset: Ruleset | None) -> bytes:
 
 def main() -> None:
     """Confine this process and run the program."""
-    with open(int(sys.argv[1]), "rb") as file:
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
         wanted = json.load(file)
     try:
         kernel.forbid_new_privileges()
@@ -38,9 +38,9 @@ def main() -> None:
             landlock.restrict(Ruleset.parse(wanted["ruleset"]))
         if wanted["filter"] is not None:
             kernel.filter_calls(bytes.fromhex(wanted["filter"]))
-        os.execv(sys.argv[2], sys.argv[2:])
+        os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - as the daemon wrote it
     except OSError as error:
-        print(f"the child could not be confined: {error}", file=sys.stderr)
+        sys.stderr.write(f"the child could not be confined: {error}\n")
         sys.exit(FAILED)
 
 

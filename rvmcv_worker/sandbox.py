@@ -40,7 +40,7 @@ _WITH_LANDLOCK = (
     "no wall: a job reaches this user's unix sockets and /dev/shm, and sees the machine's processes; "
     "Landlock keeps it to its own files"
 )
-_WITH_NOTHING = "no wall: a job reads, changes and ends whatever this user can; install bubblewrap, or a kernel with Landlock"
+_WITH_NOTHING = "no wall: a job reads, changes and ends whatever this user can; install bubblewrap"
 
 
 class Sandbox(abc.ABC):
@@ -110,7 +110,7 @@ class Bubblewrap(Sandbox):
             raise SandboxUnavailableError(str(error)) from None
         run = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False, env={})
         self._options = run.stdout + run.stderr
-        #: From bubblewrap 0.8 on the namespace itself refuses user namespaces below it; the filter always does.
+        #: From bubblewrap 0.8 on namespaces can be forbidden as such; the filter forbids them always.
         self._forbids_namespaces = "--disable-userns" in self._options
         self._python = mounts.python_mounts([*mounts.python_directories(), *extra_read_only], hide)
 

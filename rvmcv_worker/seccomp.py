@@ -16,7 +16,6 @@ import errno
 import platform
 import socket
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: An instruction: operation, how many to skip if true and if false, operand.
@@ -35,41 +34,84 @@ _LAST_KNOWN = 469
 #: An x86-64 call with this bit set is one of x32.
 _X32_BIT = 0x40000000
 
-#: Refused whatever their arguments are, with the same number everywhere.
-_REFUSED = {
-    **{"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427},
-    **{"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433},
-    **{"mount_setattr": 442, "open_tree_attr": 467},
-    **{"pidfd_getfd": 438, "process_madvise": 440, "process_mrelease": 448, "quotactl_fd": 443},
-    "memfd_secret": 447,
-}
-_REFUSED_X86_64 = {
+#: Refused whatever their arguments are: name, number on x86-64, number on aarch64.
+_REFUSED: tuple[tuple[str, int | None, int | None], ...] = (
     # other processes' memory, descriptors and secrets
-    **{"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "migrate_pages": 256},
-    **{"add_key": 248, "request_key": 249, "keyctl": 250},
+    ("ptrace", 101, 117),
+    ("process_vm_readv", 310, 270),
+    ("process_vm_writev", 311, 271),
+    ("process_madvise", 440, 440),
+    ("process_mrelease", 448, 448),
+    ("pidfd_getfd", 438, 438),
+    ("kcmp", 312, 272),
+    ("migrate_pages", 256, 238),
+    ("add_key", 248, 217),
+    ("request_key", 249, 218),
+    ("keyctl", 250, 219),
     # file systems and namespaces
-    **{"mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "unshare": 272, "setns": 308},
-    **{"name_to_handle_at": 303, "open_by_handle_at": 304, "fanotify_init": 300, "quotactl": 179},
+    ("mount", 165, 40),
+    ("umount2", 166, 39),
+    ("pivot_root", 155, 41),
+    ("chroot", 161, 51),
+    ("open_tree", 428, 428),
+    ("open_tree_attr", 467, 467),
+    ("move_mount", 429, 429),
+    ("fsopen", 430, 430),
+    ("fsconfig", 431, 431),
+    ("fsmount", 432, 432),
+    ("fspick", 433, 433),
+    ("mount_setattr", 442, 442),
+    ("unshare", 272, 97),
+    ("setns", 308, 268),
+    ("name_to_handle_at", 303, 264),
+    ("open_by_handle_at", 304, 265),
+    ("fanotify_init", 300, 262),
+    ("quotactl", 179, 60),
+    ("quotactl_fd", 443, 443),
     # much of the kernel for few users of it
-    **{"bpf": 321, "userfaultfd": 323, "perf_event_open": 298, "modify_ldt": 154, "uselib": 134},
-    **{"_sysctl": 156, "sysfs": 139, "ustat": 136, "lookup_dcookie": 212, "nfsservctl": 180},
+    ("io_uring_setup", 425, 425),
+    ("io_uring_enter", 426, 426),
+    ("io_uring_register", 427, 427),
+    ("bpf", 321, 280),
+    ("userfaultfd", 323, 282),
+    ("perf_event_open", 298, 241),
+    ("memfd_secret", 447, 447),
+    ("modify_ldt", 154, None),
+    ("uselib", 134, None),
+    ("_sysctl", 156, None),
+    ("sysfs", 139, None),
+    ("ustat", 136, None),
+    ("lookup_dcookie", 212, 18),
+    ("nfsservctl", 180, 42),
     # the machine itself
-    **{"init_module": 175, "finit_module": 313, "delete_module": 176, "create_module": 174},
-    **{"kexec_load": 246, "kexec_file_load": 320, "reboot": 169, "syslog": 103, "acct": 163, "vhangup": 153},
-    **{"swapon": 167, "swapoff": 168, "settimeofday": 164, "clock_settime": 227, "iopl": 172, "ioperm": 173},
-}
-_REFUSED_AARCH64 = {
-    **{"ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272, "migrate_pages": 238},
-    **{"add_key": 217, "request_key": 218, "keyctl": 219},
-    **{"mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51, "unshare": 97, "setns": 268},
-    **{"name_to_handle_at": 264, "open_by_handle_at": 265, "fanotify_init": 262, "quotactl": 60},
-    **{"bpf": 280, "userfaultfd": 282, "perf_event_open": 241, "lookup_dcookie": 18, "nfsservctl": 42},
-    **{"init_module": 105, "finit_module": 273, "delete_module": 106},
-    **{"kexec_load": 104, "kexec_file_load": 294, "reboot": 142, "syslog": 116, "acct": 89, "vhangup": 58},
-    **{"swapon": 224, "swapoff": 225, "settimeofday": 170, "clock_settime": 112},
-}
-#: What these say when refused; all others say EPERM. For ENOSYS callers have another way.
-_ERRORS = {name: errno.ENOSYS for name in ("io_uring_setup", "io_uring_enter", "io_uring_register")}
+    ("init_module", 175, 105),
+    ("finit_module", 313, 273),
+    ("delete_module", 176, 106),
+    ("create_module", 174, None),
+    ("kexec_load", 246, 104),
+    ("kexec_file_load", 320, 294),
+    ("reboot", 169, 142),
+    ("syslog", 103, 116),
+    ("acct", 163, 89),
+    ("vhangup", 153, 58),
+    ("swapon", 167, 224),
+    ("swapoff", 168, 225),
+    ("settimeofday", 164, 170),
+    ("clock_settime", 227, 112),
+    ("iopl", 172, None),
+    ("ioperm", 173, None),
+)
+#: Those whose arguments decide.
+_JUDGED: tuple[tuple[str, int | None, int | None], ...] = (
+    ("socket", 41, 198),
+    ("socketpair", 53, 199),
+    ("clone", 56, 220),
+    ("clone3", 435, 435),
+    ("ioctl", 16, 29),
+    ("personality", 135, 92),
+)
+#: What these say when refused, for callers that then have another way; all others say EPERM.
+_ERRORS = dict.fromkeys(("io_uring_setup", "io_uring_enter", "io_uring_register"), errno.ENOSYS)
 
 #: The flags of clone(2) that make a namespace: of users, mounts, cgroups, UTS, IPC, PIDs, the network.
 _NEW_NAMESPACE = 0x7E020000
@@ -83,31 +125,31 @@ _NETLINK_ROUTE = 0
 
 @dataclass(frozen=True)
 class Machine:
-    """What the filter must know of a processor: its ABI as the audit system names it, and numbers of calls."""
+    """What the filter must know of a processor."""
 
+    #: As the kernel's audit system numbers it.
     abi: int
-    refused: Mapping[str, int]
-    #: Those whose arguments decide.
-    judged: Mapping[str, int]
+    #: Which column of the tables is its own.
+    column: int
     has_x32: bool = False
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Numbers of the calls that are refused."""
+        return self._numbers(_REFUSED)
+
+    @property
+    def judged(self) -> dict[str, int]:
+        """Numbers of the calls whose arguments decide."""
+        return self._numbers(_JUDGED)
+
+    def _numbers(self, table: tuple[tuple[str, int | None, int | None], ...]) -> dict[str, int]:
+        return {row[0]: number for row in table if (number := row[1:][self.column]) is not None}
 
 
 MACHINES = {
-    "x86_64": Machine(
-        abi=0xC000003E,
-        refused=_REFUSED | _REFUSED_X86_64,
-        judged={
-            **{"socket": 41, "socketpair": 53, "clone": 56, "clone3": 435, "ioctl": 16, "personality": 135}
-        },
-        has_x32=True,
-    ),
-    "aarch64": Machine(
-        abi=0xC00000B7,
-        refused=_REFUSED | _REFUSED_AARCH64,
-        judged={
-            **{"socket": 198, "socketpair": 199, "clone": 220, "clone3": 435, "ioctl": 29, "personality": 92}
-        },
-    ),
+    "x86_64": Machine(abi=0xC000003E, column=0, has_x32=True),
+    "aarch64": Machine(abi=0xC00000B7, column=1),
 }
 
 
@@ -152,9 +194,10 @@ def _instructions(machine: Machine, *, internet: bool) -> list[Instruction]:
 
 
 def _socket(*, internet: bool) -> list[Instruction]:
-    """Allow sockets of UNIX, TCP, UDP and routing news: no vsock, packet or Bluetooth, nor what loads modules.
+    """Allow sockets of UNIX, TCP, UDP and routing news.
 
-    An unprivileged socket of SCTP, DCCP or netfilter is a way to much of the kernel that no job has a use for.
+    One of vsock, Bluetooth, SCTP, DCCP or netfilter is a way out, or to much of the kernel, down to loading
+    modules, and no job has a use for it.
     """
     judge_internet = [
         _load_argument(1),
