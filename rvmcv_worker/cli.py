@@ -70,11 +70,36 @@ def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def doctor(file: ConfigFile = DEFAULT_CONFIG) -> None:
+def doctor(
+    file: ConfigFile = DEFAULT_CONFIG,
+    wall: Annotated[
+        bool, typer.Option("--sandbox", help="Show instead what a job can see and do, asked from inside.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --sandbox: for programs.")] = False,
+) -> None:
     """Check what the worker needs, one line each with what to do; the exit code says all."""
+    if wall:
+        _show_sandbox(file, as_json=as_json)
+        return
+    if as_json:
+        raise typer.BadParameter("--json is for --sandbox")
     from rvmcv_worker.doctor import examine
 
     raise typer.Exit(ExitCode.OK if examine(_load(file), Console()) else ExitCode.FAILED)
+
+
+def _show_sandbox(file: Path, *, as_json: bool) -> None:
+    from rvmcv_worker import sandbox_view
+
+    try:
+        found = sandbox_view.look(_load(file))
+    except sandbox_view.SandboxViewError as error:
+        _give_up(str(error), ExitCode.FAILED)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for line in sandbox_view.lines(found):
+        typer.echo(line)
 
 
 @app.command()

@@ -27,6 +27,11 @@ def call(number: int, *arguments: Any) -> int:
     return answer
 
 
+def word(value: int | None) -> Any:
+    """Return an argument of a call as the kernel takes it, with its full width; None is no address."""
+    return ctypes.c_void_p(None) if value is None else ctypes.c_long(value)
+
+
 def forbid_new_privileges() -> None:
     """Let no program that this process turns into have more rights than it: no setuid, no capabilities."""
     _prctl(_SET_NO_NEW_PRIVS, 1)

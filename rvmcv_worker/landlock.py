@@ -46,19 +46,22 @@ class Ruleset:
     readable: tuple[str, ...]
     writable: tuple[str, ...]
     devices: tuple[str, ...] = ()
+    #: Directories of which names may be listed, and of all beneath, but nothing be read.
+    listable: tuple[str, ...] = ()
     #: Whether it may speak TCP; has no effect before version 4.
     tcp: bool = False
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> Ruleset:
         """Return the ruleset of which these are the fields."""
-        lists = {name: tuple(fields[name]) for name in ("readable", "writable", "devices")}
+        lists = {name: tuple(fields[name]) for name in ("readable", "writable", "devices", "listable")}
         return cls(**lists, tcp=bool(fields["tcp"]))
 
     def rights(self, version: int) -> dict[str, int]:
         """Return each path with what may be done there, as far as this version of Landlock can tell."""
         found = dict.fromkeys(self.readable, _READING)
-        for paths, rights in ((self.devices, _USING), (self.writable, _READING | _WRITING)):
+        more = (self.listable, _READ_DIR), (self.devices, _USING), (self.writable, _READING | _WRITING)
+        for paths, rights in more:
             for path in paths:
                 found[path] = found.get(path, 0) | rights
         return {path: rights & _handled(version) for path, rights in found.items()}

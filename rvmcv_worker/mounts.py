@@ -131,5 +131,7 @@ def ruleset(
         readable=(*system, *map(str, python), *job),
         writable=(str(workspace.child_dir(writable)), str(SHM)),
         devices=(*_DEVICES, *_cards(gpus)),
+        # Python looks for this package by listing the directory that it lies in.
+        listable=(str(Path(rvmcv_worker.__file__).parents[1]),),
         tcp=tcp,
     )

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from loguru import logger
@@ -29,12 +30,23 @@ from rvmcv_worker.process_tree import COOKIE, CookieTree, NamespaceTree, Process
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.workspace import Workspace
 
-__all__ = ["Bubblewrap", "MissingWall", "PlainProcess", "Sandbox", "SandboxUnavailableError", "choose"]
+__all__ = [
+    "Bubblewrap",
+    "MissingWall",
+    "PlainProcess",
+    "Sandbox",
+    "SandboxUnavailableError",
+    "Trial",
+    "choose",
+    "try_out",
+]
 
 #: The user that a child is behind the wall, whoever the daemon is.
 _UID = 1000
 #: How long bubblewrap may take to say which process is the namespace's first.
 _START_S = 30.0
+#: How much of what a program says is read that is only tried out.
+_OUTPUT_BYTES = 1_000_000
 #: What is open without a wall, with Landlock and without it.
 _WITH_LANDLOCK = (
     "no wall: a job reaches this user's unix sockets and /dev/shm, and sees the machine's processes; "
@@ -116,11 +128,12 @@ class Bubblewrap(Sandbox):
 
     def probe(self, work_dir: Path | None = None) -> None:
         """Start Python behind the wall; raises `SandboxUnavailableError` with what to do."""
-        error = self._try_out(work_dir)
+        argv = (*launch.PYTHON, "-c", "import rvmcv_worker.framing")
+        error = try_out(self, argv, work_dir).error
         if error and self._forbids_namespaces and "max_user_namespaces" in error:
             logger.info("bubblewrap cannot forbid nested user namespaces here and goes without: {}", error)
             self._forbids_namespaces = False
-            error = self._try_out(work_dir)
+            error = try_out(self, argv, work_dir).error
         if error:
             raise SandboxUnavailableError(_advice(error))
 
@@ -207,35 +220,6 @@ class Bubblewrap(Sandbox):
         sizes = {mounts.TMP: memory_bytes // 4, mounts.SHM: memory_bytes // 2}
         return mounts.system_mounts(sizes, can_size="--size" in self._options)
 
-    def _try_out(self, work_dir: Path | None) -> str:
-        """Start Python behind the wall; returns what went wrong, or nothing."""
-        with (
-            contextlib.closing(Spawner()) as spawner,
-            tempfile.TemporaryDirectory(prefix="rvmcv-probe-", dir=work_dir) as root,
-            tempfile.TemporaryFile() as output,
-        ):
-            workspace = Workspace(Path(root), "probe", 1)
-            workspace.in_dir.mkdir()
-            try:
-                tree = self.start(
-                    [*launch.PYTHON, "-c", "import rvmcv_worker.framing"],
-                    workspace=workspace,
-                    writable="probe",
-                    output=output.fileno(),
-                    limits=LimitSettings(),
-                    spawner=spawner,
-                )
-                with contextlib.closing(tree):
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        tree.popen.wait(_START_S)
-                    tree.kill()
-                    error = f"exit status {tree.exit_status()}" if tree.exit_status() else ""
-            except InternalError as failed:
-                error = failed.message
-            output.seek(0)
-            text = output.read(4000).decode(errors="replace").strip()
-            return error and (text or error)
-
 
 class PlainProcess(Sandbox):
     """No wall: a process with a scrubbed environment and limits, no network, and what Landlock can do."""
@@ -273,6 +257,8 @@ class PlainProcess(Sandbox):
         plan = confine.plan(_filter(internet=ranks), ruleset if self._has_landlock else None)
         command = [*self._launcher, *launch.resource_limits(limits)]
         command += [self._setpriv, "--no-new-privs", "--pdeathsig", "KILL"]
+        if os.geteuid() == 0:
+            command += ["--bounding-set", "-all", "--inh-caps", "-all"]
         try:
             with _readable(plan) as (plan_fd,):
                 popen = spawner.start(
@@ -295,6 +281,51 @@ class MissingWall(Sandbox):
     def start(self, *_: object, **__: object) -> ProcessTree:
         """Raise `InternalError`."""
         raise InternalError("no wall, no children: see `rvmcv-worker doctor`")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a program ended that was started in a job's place."""
+
+    output: str
+    #: What went wrong, in the program's own words where it had any; empty when nothing did.
+    error: str
+
+
+def try_out(
+    wall: Sandbox,
+    argv: Sequence[str],
+    work_dir: Path | None = None,
+    *,
+    limits: LimitSettings = LimitSettings(),  # noqa: B008 - frozen
+) -> Trial:
+    """Run `argv` as a job's child would be, in a workspace for it alone, to its end."""
+    with (
+        contextlib.closing(Spawner()) as spawner,
+        tempfile.TemporaryDirectory(prefix="rvmcv-probe-", dir=work_dir) as root,
+        tempfile.TemporaryFile() as file,
+    ):
+        workspace = Workspace(Path(root), "probe", 1)
+        workspace.in_dir.mkdir()
+        try:
+            tree = wall.start(
+                argv,
+                workspace=workspace,
+                writable="probe",
+                output=file.fileno(),
+                limits=limits,
+                spawner=spawner,
+            )
+            with contextlib.closing(tree):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    tree.popen.wait(_START_S)
+                tree.kill()
+                error = f"exit status {tree.exit_status()}" if tree.exit_status() else ""
+        except InternalError as failed:
+            error = failed.message
+        file.seek(0)
+        output = file.read(_OUTPUT_BYTES).decode(errors="replace").strip()
+        return Trial(output, error and (output[:4000] or error))
 
 
 def _setenv(environment: dict[str, str]) -> Iterator[str]:
