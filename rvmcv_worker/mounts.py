@@ -41,11 +41,20 @@ def system_mounts(tmpfs_bytes: Mapping[Path, int], *, can_size: bool) -> list[st
             options += ["--ro-bind", str(path), str(path)]
     # A daemon that is root stays the owner of /proc/sys inside, and a job could set core_pattern.
     options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+    for path in _private_tables():
+        options += ["--ro-bind", "/dev/null", str(path)]
     for directory, size in tmpfs_bytes.items():
         options += [*(("--size", str(size)) if can_size else ()), "--tmpfs", str(directory)]
     for name in (*_ETC, *_SYS):
         options += ["--ro-bind-try", name, name]
     return options
+
+
+def _private_tables() -> list[Path]:
+    """Return what /proc shows of the whole machine's memory to its owner, whom a daemon as root stays inside."""
+    if os.geteuid() != 0:
+        return []
+    return [path for path in Path("/proc").iterdir() if path.is_file() and not path.stat().st_mode & 0o004]
 
 
 def gpu_mounts(gpus: Sequence[int]) -> list[str]:

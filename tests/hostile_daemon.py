@@ -2,7 +2,7 @@
 
     python -m tests.hostile_daemon DIRECTORY
 
-runs `tests/attacks.py` three times, as a plain process, as a job where there is no wall, and behind the
+runs `tests/attacks/` three times, as a plain process, as a job where there is no wall, and behind the
 wall, and prints what each attack has reached as JSON. A process of its own, so that it can run as any user.
 """
 
@@ -15,6 +15,7 @@ import json
 import os
 import pty
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rvmcv_worker import launch, workspace
 from rvmcv_worker.config import LimitSettings
 from rvmcv_worker.errors import JobError
@@ -35,7 +38,7 @@ from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.sandbox import Bubblewrap, PlainProcess, Sandbox
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.workspace import Workspace
-from tests import attacks
+from tests.attacks.main import ATTACKS
 
 LIMITS = LimitSettings(max_job_memory_gb=0.4, max_workspace_gb=0.8, disk_floor_gb=0.001, max_log_mb=1.0)
 #: More than a job may hold in memory.
@@ -43,6 +46,7 @@ _FILL_BYTES = 500_000_000
 #: So few that a fork bomb is over soon.
 _MAX_PROCESSES = 100
 _TIMEOUT_S = 60.0
+_ATTACKS = Path(__file__).parent / "attacks"
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -208,13 +212,12 @@ class Victim:
 
 
 def _orphans(mark: str) -> list[int]:
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            stat = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]
-            if mark.encode() in Path(f"/proc/{name}/cmdline").read_bytes() and stat not in "ZX":
-                found.append(int(name))
-    return found
+    """Return the processes with this mark on their command line."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if mark in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 class Stage:
@@ -224,7 +227,7 @@ class Stage:
         self._secrets, self._place, self._spawner = secrets, place, spawner
         self._terminal = Terminal()
         (place.in_dir / "dataset.zip").write_text(_canary("own"))
-        (place.in_dir / "attacks.py").write_bytes(Path(attacks.__file__).read_bytes())
+        shutil.copytree(_ATTACKS, place.in_dir / "tests" / "attacks")
         (place.child_dir("prepare") / "data.yaml").write_text("names: []")
         (place.out_dir / "frozen.pt").write_text(_canary("frozen"))
         secret = other.in_dir / "dataset.zip"
@@ -246,7 +249,9 @@ class Stage:
                 os.kill(pid, signal.SIGKILL)
             killed = victim.close()
         if "leave a process behind" in found:
-            found["leave a process behind"] = {"reached": f"{len(left)} processes"} if left else {"refused": ""}
+            found["leave a process behind"] = (
+                {"reached": f"{len(left)} processes"} if left else {"refused": ""}
+            )
         kill = only or "kill another job's process"
         if killed:
             found[kill] = {"reached": f"another job's process {killed}"}
@@ -260,10 +265,16 @@ class Stage:
     def _plain(self, name: str, job: dict[str, Any]) -> dict[str, dict[str, str]]:
         """As a program would start another that has never thought about it."""
         self._place.write_job(name, {**job, "progress_fd": 1})
-        with open(self._place.out_dir / f"{name}.log", "wb") as log:
+        with (self._place.out_dir / f"{name}.log").open("wb") as log:
             subprocess.run(
-                self._argv(name), cwd=self._place.root, close_fds=False, timeout=_TIMEOUT_S, check=False,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self._argv(name),
+                cwd=self._place.root,
+                close_fds=False,
+                timeout=_TIMEOUT_S,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         answer = self._place.read_result(name)
         assert answer, f"no result: {(self._place.out_dir / f'{name}.log').read_text()}"
@@ -291,7 +302,8 @@ class Stage:
         return end.result
 
     def _argv(self, *name: str) -> tuple[str, ...]:
-        return (*launch.PYTHON, "in/attacks.py", *name)
+        program = "import sys; sys.path.insert(0, 'in'); from tests.attacks.main import main; main()"
+        return (*launch.PYTHON, "-c", program, *name)
 
 
 def main() -> None:
@@ -314,7 +326,7 @@ def main() -> None:
         launch.MAX_PROCESSES = _MAX_PROCESSES
         for column, sandbox in (("plain", None), ("none", PlainProcess()), ("wall", wall)):
             found[column] |= stage.attacked(column, sandbox)
-            for lone in attacks.ATTACKS:
+            for lone in ATTACKS:
                 if lone.alone and lone.tried_as(secrets.targets["user"]):
                     found[column] |= stage.attacked(f"{column}-alone", sandbox, lone.name)
     spawner.close()

@@ -1,4 +1,4 @@
-"""A job that wants out: what it reaches from a plain process, and that it reaches nothing from behind the wall."""
+"""A job that wants out: what it reaches from a plain process, and that behind the wall it is nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import ordinary_user
-from tests.attacks import ATTACKS
+from tests.attacks.main import ATTACKS
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +29,20 @@ USERS = ["ordinary", "root"] if os.getuid() == 0 else ["ordinary"]
 
 def _attacked(user: str) -> dict[str, Column]:
     """Let a daemon of this user run the hostile job, without a wall and behind it."""
-    with tempfile.TemporaryDirectory(prefix="rvmcv-hostile-") as directory:  # pytest's own are closed to others
+    with tempfile.TemporaryDirectory(
+        prefix="rvmcv-hostile-"
+    ) as directory:  # pytest's own are closed to others
         if user == "ordinary" and os.getuid() == 0:
             os.chown(directory, ordinary_user.UID, ordinary_user.UID)
         argv = [sys.executable, "-m", "tests.hostile_daemon", directory]
         run = subprocess.run(
             ordinary_user.command(argv) if user == "ordinary" else ordinary_user.private(argv),
             cwd=_TREE,
-            env={"PATH": os.environ["PATH"], "HOME": directory, "CANARY": f"canary-environment-{uuid.uuid4().hex}"},
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": directory,
+                "CANARY": f"canary-environment-{uuid.uuid4().hex}",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -110,5 +116,15 @@ def test_without_the_wall_the_secrets_are_those_of_the_daemon(
     seen: dict[str, dict[str, Column]], user: str
 ) -> None:
     plain = json.dumps(seen[user]["plain"])
-    for secret in ("token", "config", "environment", "tmp", "shm", "other-job", "frozen", "service", "system-v"):
+    for secret in (
+        "token",
+        "config",
+        "environment",
+        "tmp",
+        "shm",
+        "other-job",
+        "frozen",
+        "service",
+        "system-v",
+    ):
         assert f"canary-{secret}-" in plain

@@ -1,0 +1,71 @@
+"""More of the machine than a job's share."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.attacks.attack import attack
+
+_MIB = 1024 * 1024
+
+
+def _fill(directory: str, targets: dict[str, Any]) -> str:
+    path = f"{directory}/fill-{os.getpid()}"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, targets["fill_bytes"])
+        if targets["walled"]:
+            signal.pause()  # until it is ended for it
+        return f"{targets['fill_bytes'] // _MIB} MiB"
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
+@attack("fill /dev/shm", alone=True)
+def _fill_shm(targets: dict[str, Any]) -> str:
+    return _fill("/dev/shm", targets)
+
+
+@attack("fill /tmp", alone=True)
+def _fill_tmp(targets: dict[str, Any]) -> str:
+    return _fill("/tmp", targets)
+
+
+@attack("make a file of 10 TB", needs="a file system that can")
+def _sparse(targets: dict[str, Any]) -> str:
+    path = Path(targets["own"], "sparse")
+    try:
+        with path.open("wb") as file:
+            file.truncate(10 * 1024**4)
+        return "10 TB"
+    finally:
+        path.unlink()
+
+
+@attack("have more than its limits", by="root")
+def _limits(_: dict[str, Any]) -> str:
+    raised = []
+    for name in ("CORE", "FSIZE", "NPROC"):
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (resource.RLIM_INFINITY,) * 2)
+        except (OSError, ValueError):
+            continue
+        raised.append(name)
+    return " ".join(raised)
+
+
+@attack("make the kernel kill others first when memory runs out")
+def _oom_score(_: dict[str, Any]) -> str:
+    Path("/proc/self/oom_score_adj").write_text("0")
+    return "oom_score_adj is 0"
+
+
+@attack("run before all others", by="root")
+def _realtime(_: dict[str, Any]) -> str:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    return "SCHED_FIFO"

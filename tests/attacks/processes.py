@@ -1,0 +1,93 @@
+"""Other processes, and staying alive."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Any
+
+from tests.attacks.attack import attack, first_reached, others, syscall
+
+#: Enough to show that there is no end.
+_BOMB_PROCESSES = 400
+
+
+@attack("kill another job's process")
+def _kill(targets: dict[str, Any]) -> str:
+    os.kill(targets["victim_pid"], signal.SIGKILL)
+    return f"process {targets['victim_pid']}"
+
+
+@attack("signal the daemon")
+def _signal(targets: dict[str, Any]) -> str:
+    os.kill(targets["daemon_pid"], signal.SIGCONT)
+    return f"process {targets['daemon_pid']}"
+
+
+@attack("kill all that it can", alone=True)
+def _kill_all(targets: dict[str, Any]) -> str:
+    if targets["walled"]:
+        os.kill(-1, signal.SIGKILL)
+    else:  # the same call would end whatever else this user runs
+        os.kill(targets["victim_pid"], signal.SIGKILL)
+    return "all"
+
+
+@attack("trace its parent")
+def _trace_parent(_: dict[str, Any]) -> str:
+    return _traced(os.getppid())
+
+
+@attack("trace the daemon, or the first process")
+def _trace(targets: dict[str, Any]) -> str:
+    return first_reached([str(pid) for pid in others(targets)], lambda pid: _traced(int(pid)))
+
+
+def _traced(pid: int) -> str:
+    seize = 0x4206  # stops nothing
+    syscall(101, ctypes.c_long(seize), pid, None, None)
+    return f"process {pid}"
+
+
+@attack("take a descriptor out of another process")
+def _pidfd_getfd(targets: dict[str, Any]) -> str:
+    def take(pid: str) -> str:
+        taken = syscall(438, os.pidfd_open(int(pid)), 1, 0)
+        return os.readlink(f"/proc/self/fd/{taken}")
+
+    return first_reached([str(pid) for pid in [*others(targets), os.getppid()]], take)
+
+
+@attack("leave a process behind")
+def _orphan(targets: dict[str, Any]) -> str:
+    pause = "import signal\nwhile True: signal.pause()"
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            os.closerange(3, 100)
+            os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", pause, targets["orphan"]])
+        os._exit(0)
+    os.wait()
+    return "left; whether it lives on is for the daemon to see"
+
+
+@attack("a fork bomb", by="ordinary", alone=True)
+def _fork_bomb(_: dict[str, Any]) -> str:
+    pids: list[int] = []
+    try:
+        while len(pids) < _BOMB_PROCESSES:
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            pids.append(pid)
+    except OSError:
+        pass
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return "without an end" if len(pids) == _BOMB_PROCESSES else ""
