@@ -193,7 +193,7 @@ class ObjectStore:
             status = error._code  # noqa: SLF001 - it keeps the status to itself
             found = refusal(what, status, {})
             return type(found)(f"{found}; is this really an S3 endpoint?", status=status)
-        if isinstance(error, ET.ParseError):
+        if isinstance(error, (ET.ParseError, UnicodeDecodeError)):
             return BrokenError(f"{what}: the answer is not XML; is this really an S3 endpoint?")
         if isinstance(error, ValueError):
             return RefusedError(f"{what}: {error}")

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-def self_signed(folder: Path, *, expired: bool = False) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1; returns its file and that of its key."""
+def self_signed(folder: Path, *, expired: bool = False, host: str | None = None) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1, or for `host` alone; returns its file and that of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
     now = dt.datetime.now(dt.timezone.utc)
@@ -24,9 +24,7 @@ def self_signed(folder: Path, *, expired: bool = False) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=2))
         .not_valid_after(now + dt.timedelta(days=-1 if expired else 1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([_named(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -38,3 +36,7 @@ def self_signed(folder: Path, *, expired: bool = False) -> tuple[Path, Path]:
         )
     )
     return certificate, private
+
+
+def _named(host: str | None) -> x509.GeneralName:
+    return x509.DNSName(host) if host else x509.IPAddress(ipaddress.ip_address("127.0.0.1"))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.certificates import self_signed
 
@@ -44,6 +45,7 @@ class FileServer(ThreadingHTTPServer):
         self.script: dict[str, list[Answer]] = {}
         self.seen: list[Seen] = []
         self.release = threading.Event()  #: lets held answers go
+        self.asked_for: list[str | None] = []  #: the names that TLS was asked for
         self.held_out = False  #: whether a held answer was waited for in vain
         self.place = f"127.0.0.1:{self.server_port}"
         self.url = f"http://{self.place}"
@@ -61,10 +63,11 @@ class FileServer(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
-    def speak_tls(self, folder: Path) -> Path:
+    def speak_tls(self, folder: Path, **certificate_for: Any) -> Path:
         """Answer by TLS from now on; returns the certificate, which nobody knows yet."""
-        certificate, key = self_signed(folder)
+        certificate, key = self_signed(folder, **certificate_for)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.sni_callback = lambda _socket, name, _context: self.asked_for.append(name)
         context.load_cert_chain(certificate, key)
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.url = f"https://{self.place}"
