@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from rvmcv_worker.addresses import AddressRefusedError
 from rvmcv_worker.errors import FencedError
+from rvmcv_worker.logs import redact
 
 #: The reasons that say that an attempt is fenced; a 404 or 409 without one of them is a misrouted request.
 FENCED_REASONS = frozenset({"taken", "cancelled", "finished", "ended", "unknown_job"})
@@ -82,9 +83,7 @@ def excerpt(body: bytes, secrets: tuple[str, ...] = ()) -> str:
     text = body[: 16 * MAX_EXCERPT_CHARS].decode("utf-8", "replace")
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = re.sub(r"(https?:[^\s\"'<>?]+)\?[^\s\"'<>]*", r"\1?…", text)
-    text = re.sub(r"(?i)(bearer\s+)[^\s\"'<>\\]+", r"\1***", text)
-    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"\s+", " ", redact(text)).strip()
     return "".join(char if char.isprintable() else "\ufffd" for char in text)[:MAX_EXCERPT_CHARS]
 
 

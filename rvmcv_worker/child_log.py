@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from rvmcv_worker.logs import escape, redact
+
 #: Lines kept for error messages and the result.
 TAIL_LINES = 200
 #: Longest line that is kept whole, in characters.
@@ -26,10 +28,7 @@ def harmless(text: str, max_length: int = MAX_LINE) -> str:
     """
     if len(text) > max_length:
         text = text[:max_length] + " … (cut)"
-    text = _TERMINAL.sub("", text).replace("\t", "    ")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return escape(_TERMINAL.sub("", text).replace("\t", "    "))
 
 
 def harmless_text(text: str, max_length: int = MAX_LINE) -> str:
@@ -113,4 +112,5 @@ class ChildLog:
 
 def _shown(line: bytes) -> str:
     # A progress bar redraws its line after each carriage return; the last state is what one would see.
-    return harmless(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"))
+    # Behind the wall a child knows no secret; without one it may have found some, and its log is published.
+    return redact(harmless(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")))

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from rvmcv_worker import __version__, config
 from rvmcv_worker.exit_codes import ExitCode
+from rvmcv_worker.logs import redact
+from rvmcv_worker.terminal import say
 
 if TYPE_CHECKING:
     from rvmcv_worker.control_client import ControlClient
@@ -46,7 +48,7 @@ def _load(file: Path) -> config.Settings:
 
 
 def _give_up(message: str, code: ExitCode) -> NoReturn:
-    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+    say(Console(stderr=True), redact(message))
     raise typer.Exit(code)
 
 

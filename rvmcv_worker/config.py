@@ -26,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from rvmcv_worker import secret_file
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -68,6 +70,13 @@ class ServerSettings(Section):
         if parts.scheme not in {"https", "http"} or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError("must be http(s)://host[:port], without user or query")
         return value.rstrip("/")
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_without_login(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise ValueError("must be without user and password: secrets do not belong into this file")
+        return value
 
     @property
     def base_url(self) -> str:
@@ -278,13 +287,21 @@ class Credentials(BaseModel):
 
 #: File names in the runtime or credentials directory, by field of `Credentials`.
 CREDENTIAL_FILES = {"token": "token", "s3_access_key": "s3-access-key", "s3_secret_key": "s3-secret-key"}
+#: What somebody would call a secret in `config.toml`.
+_SECRET_KEY = re.compile(r"(?i)token|secret|passw|credential|(access|api|private)[_-]?key")
 
 
 def _explain(error: ValidationError, file: Path) -> str:
     lines = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and _SECRET_KEY.search(str(item["loc"][-1])):
+            names = ", ".join(CREDENTIAL_FILES.values())
+            lines.append(
+                f"{file}: {key}: secrets do not belong here: write each alone into a file ({names}; mode "
+                "0600) in <runtime_dir>/credentials or credentials_dir, or use systemd's LoadCredential="
+            )
+        elif item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             lines.append(f"{file}: unknown key {key!r}{hint}")
@@ -332,36 +349,27 @@ def _credential_dirs(settings: Settings) -> list[Path]:
 
 
 def load_credentials(settings: Settings) -> Credentials:
-    """Read the secrets; raises `ConfigError` when there is no token, or one that no header can carry."""
+    """Read the secrets; raises `ConfigError` when there is no token, or a secret that cannot be used."""
     values: dict[str, str] = {}
     directories = _credential_dirs(settings)
-    for field, name in CREDENTIAL_FILES.items():
-        for directory in directories:
-            try:
-                text = (directory / name).read_text(encoding="utf-8").strip()
-            except FileNotFoundError:
-                continue
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{directory / name}: cannot be read: {error}") from None
-            if text:
-                _refuse_odd_characters(text, directory / name)
-                values[field] = text
-                break
+    try:
+        for field, name in CREDENTIAL_FILES.items():
+            found = (secret_file.read(directory / name) for directory in directories)
+            if (secret := next((each for each in found if each is not None), None)) is not None:
+                values[field] = secret
+        secret_file.refuse_in_environment(value for key, value in values.items() if key != "s3_access_key")
+    except secret_file.SecretFileError as error:
+        raise ConfigError(str(error)) from None
     if "token" not in values:
         places = ", ".join(str(directory / "token") for directory in directories)
         raise ConfigError(f"no token: put RVM-Server's worker token into one of {places} (mode 0600)")
+    if ("s3_access_key" in values) != ("s3_secret_key" in values):
+        there, lacking = sorted(("s3_access_key", "s3_secret_key"), key=lambda field: field not in values)
+        raise ConfigError(
+            f"MinIO's keys come as a pair: there is a file {CREDENTIAL_FILES[there]}, and no "
+            f"{CREDENTIAL_FILES[lacking]}; add it, or remove the other"
+        )
     return Credentials.model_validate(values)
-
-
-def _refuse_odd_characters(secret: str, file: Path) -> None:
-    """Raise `ConfigError` for what a header cannot carry; a server's answer to it would mislead."""
-    for number, character in enumerate(secret, 1):
-        if not "!" <= character <= "~":
-            what = "a space or line break" if character.isspace() else f"U+{ord(character):04X}"
-            raise ConfigError(
-                f"{file}: character {number} of {len(secret)} is {what}, which no token has: write the token "
-                "alone into the file, as it was issued"
-            )
 
 
 def credential_file(settings: Settings, name: str) -> Path | None:
@@ -383,7 +391,6 @@ def show(settings: Settings) -> list[str]:
         lines.append(f"[{section}]")
         for key, value in model:
             shown = "(not set)" if value is None else _toml(value)
-            shown = re.sub(r"://[^/@\"]*@", "://********@", shown)  # a proxy's user and password
             lines.append(f"{'# ' if value is None else ''}{key} = {shown}")
         lines.append("")
     lines.append("# secrets")

@@ -7,6 +7,7 @@ import fcntl
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -160,7 +161,7 @@ def run(settings: Settings) -> ExitCode:
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         signals.put(signum)
 
-    threading.excepthook = _log_death
+    threading.excepthook, sys.excepthook = _log_death, logs.log_uncaught
     for signum in _SIGNALS:
         signal.signal(signum, on_signal)
     services = make_services(settings)

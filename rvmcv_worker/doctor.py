@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import ssl
-import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from rich.text import Text
 
 from rvmcv_worker import protocol, sandbox
 from rvmcv_worker.config import (
-    CREDENTIAL_FILES,
     ConfigError,
     Credentials,
     Settings,
-    credential_file,
     load_credentials,
 )
 from rvmcv_worker.controller import (
@@ -34,8 +31,9 @@ from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.gpu_fault import job_bytes
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.jobs.stub import Stub
-from rvmcv_worker.logs import escape, redact
+from rvmcv_worker.logs import redact
 from rvmcv_worker.storage import Storage
+from rvmcv_worker.terminal import plain
 from rvmcv_worker.token_source import TokenSource
 
 _GB, _GIB = 1e9, 1024**3
@@ -58,7 +56,7 @@ def examine(settings: Settings, console: Console) -> bool:
     well = True
     for finding in findings(settings):
         mark, style = marks[finding.ok]
-        line = Text.assemble((f"{mark:<7}", style), f"{finding.subject:<9}", escape(redact(finding.sentence)))
+        line = Text.assemble((f"{mark:<7}", style), f"{finding.subject:<9}", plain(redact(finding.sentence)))
         console.print(line, soft_wrap=True, highlight=False)
         well = well and finding.ok is not False
     return well
@@ -71,7 +69,6 @@ def findings(settings: Settings) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("token", False, str(error))
     else:
-        yield from _open_secrets(settings)
         yield from _ca_file(settings)
         # Under a name of its own: a second instance of the worker's would end what the daemon runs.
         worker = settings.worker.model_copy(update={"id": f"{settings.worker.id[:57]}-doctor"})
@@ -88,16 +85,6 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _gpu(settings)
     yield _disk(settings)
     yield _compute()
-
-
-def _open_secrets(settings: Settings) -> Iterator[Finding]:
-    """Find secrets that every user of this machine can read."""
-    for name in CREDENTIAL_FILES.values():
-        if (file := credential_file(settings, name)) is None:
-            continue
-        reachable = all(parent.stat().st_mode & stat.S_IXOTH for parent in file.resolve().parents)
-        if reachable and file.stat().st_mode & stat.S_IROTH:
-            yield Finding("secrets", False, f"{file} can be read by every user: chmod 600 {file}")
 
 
 def _ca_file(settings: Settings) -> Iterator[Finding]:

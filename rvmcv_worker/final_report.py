@@ -8,7 +8,7 @@ from typing import Any
 
 from rvmcv_worker.config import Settings
 from rvmcv_worker.errors import JobError, WorkerDiedError, WorkerStoppedError
-from rvmcv_worker.logs import redact
+from rvmcv_worker.logs import redact, redact_all
 from rvmcv_worker.protocol import MAX_ERROR_CHARS
 
 #: Seconds before a job that was handed back is offered again; RVM-Server doubles them with each time.
@@ -38,7 +38,7 @@ def failure(error: JobError, settings: Settings) -> dict[str, Any]:
     }
     if error.detail:
         body["error"]["details"] = {
-            key: value[:_DETAIL_ENTRIES] if isinstance(value, list) else value
+            key: redact_all(value[:_DETAIL_ENTRIES] if isinstance(value, list) else value)
             for key, value in error.detail.items()
         }
     if error.handed_back and not isinstance(error, (WorkerStoppedError, WorkerDiedError)):

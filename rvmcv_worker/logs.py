@@ -10,7 +10,9 @@ import os
 import re
 import sys
 import threading
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from loguru import logger
 
@@ -18,32 +20,63 @@ if TYPE_CHECKING:
     from loguru import Message, Record
 
 _PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "SUCCESS": 5, "INFO": 6, "DEBUG": 7, "TRACE": 7}
-#: A query may hold a signature: URLs in messages end before it.
-_QUERY = re.compile(r"(\bhttps?://[^\s?\"'<>]+)\?[^\s\"'<>]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_WORD = re.compile(r"[^\s\"'<>]+")
+#: What may be a secret by its name or place: a signature, a login, a header.
+_NAMED = re.compile(
+    r"(?i)((?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|credential|token|secret"
+    r"|password)(?:=|%3d)|(?:bearer|basic)\s+(?=[^\s\"'<>]{16}))[^\s&\"'<>\\]+"
+)
+_LOGIN = re.compile(r"(://)[^/@\s\"'<>]*@")
+_MASK = "********"
 
 _secrets: set[str] = set()
 _secrets_lock = threading.Lock()
 
 
 def mask(*secrets: str) -> None:
-    """Never print these strings again."""
+    """Never print these strings again, nor as a URL would have them."""
     with _secrets_lock:
-        _secrets.update(secret for secret in secrets if len(secret) >= 4)
+        for secret in secrets:
+            if len(secret) >= 4:
+                _secrets.update((secret, quote(secret, safe="")))
 
 
 def redact(text: str) -> str:
-    """Return `text` without secrets and without the queries of URLs."""
+    """Return `text` without secrets and without the queries of URLs, which may hold a signature."""
     with _secrets_lock:
-        known = tuple(_secrets)
+        known = sorted(_secrets, key=len, reverse=True)  # one may hold another
     for secret in known:
-        text = text.replace(secret, "********")
-    return _QUERY.sub(r"\1?…", text)
+        text = text.replace(secret, _MASK)
+    if "?" in text:
+        text = _WORD.sub(_cut_query, text)
+    return _LOGIN.sub(rf"\1{_MASK}@", _NAMED.sub(rf"\1{_MASK}", text))
+
+
+def _cut_query(word: re.Match[str]) -> str:
+    path, _, query = word.group().partition("?")
+    return f"{path}?…" if query and "/" in path else word.group()
+
+
+def redact_all(value: Any) -> Any:
+    """Return JSON's `value` with every string in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [redact_all(each) for each in value]
+    if isinstance(value, dict):
+        return {redact_all(key): redact_all(each) for key, each in value.items()}
+    return value
 
 
 def escape(text: str) -> str:
-    """Return text from outside as one line that no terminal, journal or page can be misled by."""
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+    """Return text from outside as one line that no terminal, journal or page can be misled by.
+
+    What does not print is escaped: controls, line breaks of every script, marks that turn the direction of
+    writing, odd blanks, halves of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _line(record: Record) -> str:
@@ -56,23 +89,34 @@ def _line(record: Record) -> str:
 def _write_plain(message: Message) -> None:
     record = message.record
     stamp = record["time"].strftime("%Y-%m-%d %H:%M:%S")
-    _emit(f"{stamp} {record['level'].name:<7} {_line(record)}", record)
+    _emit([f"{stamp} {record['level'].name:<7} {_line(record)}", *_trace(record)])
 
 
 def _write_journal(message: Message) -> None:
     record = message.record
-    _emit(f"<{_PRIORITY.get(record['level'].name, 6)}>{_line(record)}", record)
+    priority = f"<{_PRIORITY.get(record['level'].name, 6)}>"
+    # On each line: journald would take a priority that a later line begins with.
+    _emit([f"{priority}{line}" for line in (_line(record), *_trace(record))])
 
 
-def _emit(line: str, record: Record) -> None:
-    lines = [line]
-    if (exception := record["exception"]) is not None and exception.value is not None:
-        import traceback  # only when something broke
+def _trace(record: Record) -> list[str]:
+    """Return the lines of the exception that was logged, without the values of variables."""
+    if (exception := record["exception"]) is None or exception.value is None:
+        return []
+    import traceback  # only when something broke
 
-        trace = traceback.format_exception(exception.type, exception.value, exception.traceback)
-        lines += ["  " + escape(redact(part)) for chunk in trace for part in chunk.splitlines()]
+    trace = traceback.format_exception(exception.type, exception.value, exception.traceback)
+    return ["  " + escape(redact(part)) for chunk in trace for part in chunk.splitlines()]
+
+
+def _emit(lines: list[str]) -> None:
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
+
+
+def log_uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Log what ended the process; Python's own way would print it as it is (see `sys.excepthook`)."""
+    logger.opt(exception=error).critical("the worker ends of a fault of its own")
 
 
 class _ToLoguru(logging.Handler):
@@ -87,4 +131,5 @@ def configure(level: str) -> None:
     sink = _write_journal if os.environ.get("JOURNAL_STREAM") else _write_plain
     logger.remove()
     logger.add(sink, level=level, diagnose=False, backtrace=False, format="{message}")
+    logging.captureWarnings(True)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)

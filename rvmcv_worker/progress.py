@@ -18,6 +18,7 @@ from loguru import logger
 from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError, TooLargeError
 from rvmcv_worker.errors import FencedError
 from rvmcv_worker.interrupt import Interrupt, StopReason
+from rvmcv_worker.logs import redact
 from rvmcv_worker.protocol import Checkpoint, Directive, Progress, progress_of, to_wire
 from rvmcv_worker.retry import RETRYABLE, Retry, RetryStoppedError
 
@@ -86,6 +87,8 @@ class ProgressReporter:
         A child that goes on tells again what came before it: an epoch that is told anew takes the place of
         its old entry and of those that followed, as it does at RVM-Server.
         """
+        if isinstance(message := progress.get("message"), str):
+            progress["message"] = redact(message)
         with self._wake:
             self._history = merged(self._history, progress.pop("history", []))
             self._state.update(progress)

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rvmcv_worker.interrupt import Interrupt, StopReason
+from rvmcv_worker.logs import redact
 from rvmcv_worker.protocol import DesiredState, JobTotals, WorkerState
 
 #: What server and operator may wish for, the stricter the later.
@@ -101,6 +102,7 @@ class Condition:
 
     def degrade(self, source: str, reason: str, lanes: frozenset[Lane] = frozenset(Lane)) -> bool:
         """Note a fault that keeps `lanes` from claiming; True when it is news."""
+        reason = redact(reason)  # RVM-Server and the operator are told
         with self._lock:
             news = self._reasons.get(source) != (reason, lanes)
             self._reasons[source] = (reason, lanes)

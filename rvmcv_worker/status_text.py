@@ -9,7 +9,11 @@ from rvmcv_worker.logs import escape
 
 
 def lines(status: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of a whole status."""
+    """Yield the lines of a whole status; ids and messages of strangers are in them."""
+    yield from map(escape, _lines(status))
+
+
+def _lines(status: dict[str, Any]) -> Iterator[str]:
     desired = status["desired"]
     yield f"{status['worker_id']}: {status['state']}{', stopping' if status['stopping'] else ''}"
     yield f"rvmcv-worker {status['version']}, up {_duration(status['uptime_s'])}, wall: {status['sandbox']}"
@@ -18,7 +22,7 @@ def lines(status: dict[str, Any]) -> Iterator[str]:
     claims = ", ".join(lane for lane, claiming in status["claims"].items() if claiming)
     yield f"claims jobs of: {claims or 'no lane'}"
     for reason in status["reasons"]:
-        yield f"note: {escape(reason)}"
+        yield f"note: {reason}"
     for engine in status["engines"]:
         yield engine_line(engine)
     yield waiting(status)
@@ -44,7 +48,7 @@ def waiting(status: dict[str, Any]) -> str:
 
 def engine_line(engine: dict[str, Any]) -> str:
     """Return how an inference engine is, in one line."""
-    parts = [engine["state"] + (f" on {escape(engine['device'])}" if engine["device"] else "")]
+    parts = [engine["state"] + (f" on {engine['device']}" if engine["device"] else "")]
     if engine["in_flight"]:
         parts.append(f"{engine['in_flight']} images in it")
     parts.append(f"{engine['answered']} answered")
@@ -70,7 +74,7 @@ def job_line(job: dict[str, Any]) -> str:
         parts.append(f"{_duration(job['eta_s'])} to go")
     if job["ending"]:
         parts.append(f"ending: {job['ending']}")
-    message = f" · {escape(job['message'])}" if job["message"] else ""
+    message = f" · {job['message']}" if job["message"] else ""
     return (
         f"{job['job_id']} {job['job_type']}: {', '.join(parts)}, since {_duration(job['running_s'])}{message}"
     )

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rvmcv_worker.demo.fraud import Claim
 from rvmcv_worker.demo.questions import Answer
 from rvmcv_worker.demo.report import print_facts
+from rvmcv_worker.terminal import plain
 
 
 def print_answers(console: Console, names: Sequence[str], answers: Sequence[Answer]) -> None:
@@ -23,7 +23,7 @@ def print_answers(console: Console, names: Sequence[str], answers: Sequence[Answ
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("found", overflow="fold")
     for name, answer in zip(names, answers, strict=True):
-        table.add_row(escape(name), f"{1000 * answer.seconds:.0f}", *_times(answer), escape(_found(answer)))
+        table.add_row(plain(name), f"{1000 * answer.seconds:.0f}", *_times(answer), plain(_found(answer)))
     console.print()
     console.print(table)
 
@@ -41,7 +41,7 @@ def print_verdicts(console: Console, verdicts: Sequence[tuple[Claim, dict[str, A
         reasons = [f"{reason['code']}: {reason['message']}" for reason in comparison["reasons"]]
         agreed = f"objects that both saw alike: {len(comparison['matches'])}"
         verdict = "MISMATCH" if comparison["mismatch"] else "agrees"
-        table.add_row(claim.what, verdict, escape("; ".join(reasons) or agreed))
+        table.add_row(claim.what, verdict, plain("; ".join(reasons) or agreed))
     console.print()
     console.print(table)
 

@@ -17,6 +17,7 @@ from rvmcv_worker.demo.admin import Admin
 from rvmcv_worker.demo.questions import Answer, Questions
 from rvmcv_worker.demo.sheet import Detection, Row, draw_sheet
 from rvmcv_worker.demo.subject import Subject
+from rvmcv_worker.terminal import say
 
 CONFIDENCE = 0.4
 #: A sheet for people: of two boxes of a class that overlap so much, the likelier one is drawn.
@@ -169,7 +170,7 @@ class Inferences:
             )
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 def _richest(answers: Sequence[Answer], count: int) -> list[int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from rvmcv_worker.terminal import plain, say
 
 _MEASURES = {"miou": "mIoU, boxes", "miou_click": "mIoU, a click", "boundary_f": "boundary F"}
 
@@ -23,13 +24,13 @@ def print_masks(console: Console, metrics: dict[str, Any]) -> None:
             continue
         table.add_row(split, "the fine-tuned model", *_cells(measured), style="bold")
         for name, of_class in measured["per_class"].items():
-            table.add_row(split, f"  of {escape(name)}", *_cells(of_class))
+            table.add_row(split, plain(f"  of {name}"), *_cells(of_class))
         table.add_row(split, "its base model", *_cells(measured["base"]))
         if box := measured.get("box_as_mask"):
             table.add_row(split, "the box itself", *_cells(box))
     console.print()
     console.print(table)
-    console.print(f"\nVerdict: {metrics['verdict']}.", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"\nVerdict: {metrics['verdict']}.")
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rvmcv_worker.demo.mask_table import print_masks
+from rvmcv_worker.terminal import plain
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def print_facts(console: Console, facts: dict[str, str]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, plain(value))
     console.print()
     console.print(table)
 
@@ -118,7 +118,7 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
             continue
         table.add_row(split, "all", "", *_cells(measured), style="bold")
         for name, figures in measured.get("per_class", {}).items():
-            table.add_row(split, escape(name), str(figures.get("instances", "")), *_cells(figures))
+            table.add_row(split, plain(name), str(figures.get("instances", "")), *_cells(figures))
     console.print()
     console.print(table)
 

@@ -30,6 +30,7 @@ from rvmcv_worker.demo.subject import Subject
 from rvmcv_worker.demo.wishes import Wishes
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.client import ClientError
+from rvmcv_worker.terminal import say
 
 POLL_EVERY_S = 0.25
 #: How long a daemon may take to wipe a workspace after its last report.
@@ -65,15 +66,15 @@ def run_demo(wishes: Wishes, *, json_file: Path | None, out_dir: Path) -> int:
             completed = demo.perform(Path(directory), wishes)
     except KeyboardInterrupt as stop:
         by = str(stop) or "Ctrl-C"
-        _say(
+        say(
             console,
             f"Stopped by {by}: what ran was ended; both processes and their files are gone.",
         )
     except EXPECTED_ERRORS as error:
-        _say(console, f"The demo failed: {error}")
+        say(console, f"The demo failed: {error}")
     if json_file is not None:
         demo.summary.write(json_file)
-        _say(console, f"summary in {json_file}")
+        say(console, f"summary in {json_file}")
     return ExitCode.OK if completed else ExitCode.FAILED
 
 
@@ -103,9 +104,9 @@ class Demo:
         drawing = (
             "Drawing a data set." if wishes.dataset is None else f"Taking the data set {wishes.dataset}."
         )
-        _say(self._console, drawing)
+        say(self._console, drawing)
         data = material.prepare(wishes, directory)
-        _say(self._console, "Starting the reference RVM-Server (SQLite, embedded S3) and the daemon.")
+        say(self._console, "Starting the reference RVM-Server (SQLite, embedded S3) and the daemon.")
         with set_up(directory) as stage:
             admin, gauge = Admin(stage.state), Gauge(stage.daemon.pid)
             try:
@@ -115,7 +116,7 @@ class Demo:
             self._stop(stage, gauge)
         self._tell_surroundings(gauge)
         for fault in self._faults:
-            _say(self._console, f"not as it should be: {fault}")
+            say(self._console, f"not as it should be: {fault}")
         return not self._faults and not self.summary.workspace_files_left
 
     def _act(
@@ -129,12 +130,12 @@ class Demo:
             admin.add_segmenter(wishes.sam2, version)
             makers.append(MaskMaker(version, version, SAM2_SHEET))
         if data.segmenting is not None:
-            _say(self._console, "")
+            say(self._console, "")
             folder = self._out_dir / TUNED_DIR
             _, tuned = self._train(stage, admin, gauge, data.segmenting, data, folder)
             makers.append(MaskMaker(tuned.version, "the fine-tuned SAM2", TUNED_SHEET))
         admin.activate(detector.version)
-        _say(self._console, f"\nActivated {detector.version}: whoever names no model gets it.")
+        say(self._console, f"\nActivated {detector.version}: whoever names no model gets it.")
         trained, questions = self.summary.jobs, Questions(stage, admin, gauge)
         asking = Inferences(self._console, admin, questions, self._out_dir)
         try:
@@ -155,7 +156,7 @@ class Demo:
         """Queue one training, show it, and bring what it delivers into `out_dir`."""
         job_id = admin.queue_training(data.archive, fields)
         what = f"{fields['base_model']}, {fields['epochs']} epochs at {fields['img_size']} px"
-        _say(self._console, f"Queued {job_id}: {what}, on {data.origin}.")
+        say(self._console, f"Queued {job_id}: {what}, on {data.origin}.")
         job = training.train(stage, admin, gauge, self._console, job_id, fields["epochs"])
         self.summary = replace(self.summary, jobs=(*self.summary.jobs, job), sandbox=admin.sandbox())
         delivery = training.fetch(admin, job, out_dir)
@@ -190,8 +191,8 @@ class Demo:
 
     def _tell_failure(self, stage: Stage, job: JobReport) -> None:
         error = job.error or {}
-        _say(self._console, f"\nThe job is {job.status}. {error.get('code', '')}: {error.get('message', '')}")
-        _say(self._console, f"\nThe daemon's last lines:\n{stage.daemon.last_lines()}")
+        say(self._console, f"\nThe job is {job.status}. {error.get('code', '')}: {error.get('message', '')}")
+        say(self._console, f"\nThe daemon's last lines:\n{stage.daemon.last_lines()}")
 
     def _tell_surroundings(self, gauge: Gauge) -> None:
         names = (*FILES, training.ARTIFACTS_DIR, f"{TUNED_DIR}/{training.ARTIFACTS_DIR}")
@@ -223,7 +224,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

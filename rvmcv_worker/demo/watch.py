@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rvmcv_worker.logs import escape
+from rvmcv_worker.terminal import say
+
 #: The phases of a training, in their order, as people would call them.
 PHASES = {
     "queued": "waiting for the daemon",
@@ -28,9 +31,9 @@ class Watch:
         self._phase = ""
         self._lines_shown = 0
         self._bars = Progress(
-            TextColumn("{task.fields[what]:<8}"),
+            TextColumn("{task.fields[what]:<8}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -81,10 +84,10 @@ class Watch:
         eta_s = progress.get("eta_s")
         if phase == "train" and eta_s is not None:
             told += f"  {eta_s:.0f} s to go"
-        self._bars.update(self._epoch_bar, completed=max(done, len(history)), description=told)
+        self._bars.update(self._epoch_bar, completed=max(done, len(history)), description=escape(told))
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, line)
 
 
 def _figures(entry: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
+from rvmcv_worker.logs import escape
 from rvmcv_worker.reference.cli_common import (
     DEFAULT_DATA_DIR,
     DataDir,
@@ -27,6 +28,7 @@ from rvmcv_worker.reference.cli_inference import app as inference
 from rvmcv_worker.reference.client import ClientError
 from rvmcv_worker.reference.settings import Gate, Settings, Timing
 from rvmcv_worker.reference.state_file import FILE_NAME
+from rvmcv_worker.terminal import plain
 
 app = typer.Typer(
     help="The reference RVM-Server: what rvmcv-worker is tried, tested and integrated against.",
@@ -191,7 +193,7 @@ def jobs(data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: Toke
     for job in page["data"]:
         done = "" if job["fraction"] is None else f"{100 * job['fraction']:.0f} % {job['phase'] or ''}"
         cells = (job["job_id"], job["job_type"], job["status"], done, job["attempt"] or "")
-        table.add_row(*(escape(str(c)) for c in (*cells, job["error_code"] or "", job["created_at"])))
+        table.add_row(*(plain(c) for c in (*cells, job["error_code"] or "", job["created_at"])))
     console.print(table)
 
 
@@ -210,7 +212,7 @@ def models(data_dir: DataDir = DEFAULT_DATA_DIR, url: Url = None, token_file: To
     for model in client_of(data_dir, url, token_file).get("/api/v1/cv/models"):
         state = "active" if model["is_active"] else "" if model["usable"] else "unfinished"
         cells = (model["id"], model["model_name"], model["version"], model["file_size_mb"], state)
-        table.add_row(*(escape(str(cell)) for cell in (*cells, model["sha256_hash"])))
+        table.add_row(*(plain(cell) for cell in (*cells, model["sha256_hash"])))
     console.print(table)
 
 
@@ -234,7 +236,7 @@ def activate(
 ) -> None:
     """Make a model the active one of its name; an older one too, which is a roll-back."""
     model = client_of(data_dir, url, token_file).post(f"/api/v1/cv/models/{model_id}/activate", None)
-    typer.echo(f"{model['model_name']} {model['version']} is active")
+    typer.echo(escape(f"{model['model_name']} {model['version']} is active"))
 
 
 def _gates(names: str) -> frozenset[Gate]:
@@ -250,5 +252,5 @@ def main() -> None:
     try:
         app()
     except (ClientError, OSError, ValueError) as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        errors.print(Text.assemble(("error: ", "red"), plain(error)), soft_wrap=True, highlight=False)
         sys.exit(1)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
+from rvmcv_worker.logs import escape
 from rvmcv_worker.reference.cli_common import (
     DEFAULT_DATA_DIR,
     DataDir,
@@ -19,6 +19,7 @@ from rvmcv_worker.reference.cli_common import (
     table_with,
 )
 from rvmcv_worker.reference.states import JobStatus
+from rvmcv_worker.terminal import plain
 
 app = typer.Typer()
 Option = Annotated[
@@ -60,7 +61,7 @@ def result(
 
 def _show(answer: dict[str, Any]) -> None:
     """Print an answer; the exit status is 1 where there will be no result."""
-    console.print_json(data=answer)
+    console.print_json(data=answer, ensure_ascii=True)
     if answer["status"] in (JobStatus.FAILED.value, JobStatus.CANCELLED.value):
         raise typer.Exit(1)
 
@@ -98,7 +99,7 @@ def alerts(
     for alert in page["data"]:
         about = alert["job_id"] or alert["worker_id"]
         cells = (alert["id"], alert["kind"], about, alert["message"], alert["created_at"])
-        table.add_row(*(escape(str(cell)) for cell in cells))
+        table.add_row(*(plain(cell) for cell in cells))
     console.print(table)
 
 
@@ -109,7 +110,7 @@ def acknowledge(
     """Note that somebody has seen to an alert."""
     client = client_of(data_dir, url, token_file)
     alert = client.post(f"/api/v1/cv/alerts/{alert_id}/acknowledge", None)
-    typer.echo(f"{alert['kind']} {alert['id']} is acknowledged by {alert['acknowledged_by']}")
+    typer.echo(escape(f"{alert['kind']} {alert['id']} is acknowledged by {alert['acknowledged_by']}"))
 
 
 def _fields(model: str | None, option: list[str] | None) -> dict[str, Any]:

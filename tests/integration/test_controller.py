@@ -637,7 +637,7 @@ def test_renewed_token_is_used(server: Server, controller: Controller, tmp_path:
     (tmp_path / "token").unlink()
     being_replaced = token.reload()
     assert not being_replaced.changed
-    assert "no token" in str(being_replaced)
+    assert "empty" in str(being_replaced)
     claim(controller)
     assert server.seen[0].headers["Authorization"] == "Bearer renewed"
 

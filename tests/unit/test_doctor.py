@@ -30,26 +30,18 @@ def test_the_private_ca_is_looked_at(tmp_path: Path, text: str | None, ok: bool,
 
 
 def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path) -> None:
-    settings = Settings.model_validate(
-        {"worker": {"credentials_dir": tmp_path / "credentials", "runtime_dir": tmp_path / "run"}}
-    )
     token = tmp_path / "credentials" / "token"
-    token.parent.mkdir()
+    token.parent.mkdir(mode=0o700)
     token.write_text("token")
-    token.chmod(0o644)
-    for directory in (token.parent, *token.parent.parents):
-        if not directory.stat().st_mode & 0o001 and directory.is_relative_to(tmp_path):
-            directory.chmod(0o755)
-    told = [finding.sentence for finding in doctor._open_secrets(settings)]
+    settings = Settings.model_validate(
+        {"worker": {"credentials_dir": token.parent, "runtime_dir": tmp_path, "state_dir": tmp_path}}
+    )
+    token.chmod(0o622)
+    token.parent.chmod(0o711)
+    found = next(doctor.findings(settings))
     if all(parent.stat().st_mode & 0o001 for parent in tmp_path.parents):
-        assert told == [f"{token} can be read by every user: chmod 600 {token}"]
-    else:  # something above hides it already
-        assert told == []
-    token.parent.chmod(0o700)
-    assert list(doctor._open_secrets(settings)) == []
-    token.parent.chmod(0o755)
-    token.chmod(0o600)
-    assert list(doctor._open_secrets(settings)) == []
+        assert (found.subject, found.ok) == ("token", False)
+        assert f"chmod 600 {token}" in found.sentence
 
 
 def test_a_state_directory_that_is_a_file_is_told(tmp_path: Path) -> None:

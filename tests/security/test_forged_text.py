@@ -1,0 +1,196 @@
+"""Text from outside is shown as what it is, wherever it is shown: log, journal, terminal, page."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from loguru import logger
+from rich.console import Console
+
+from rvmcv_worker import doctor, logs, status_text
+from rvmcv_worker.answers import excerpt
+from rvmcv_worker.child_log import ChildLog
+from rvmcv_worker.compute.printable import printable
+from rvmcv_worker.config import Settings
+from rvmcv_worker.demo.report import print_facts
+from rvmcv_worker.reference.server import ReferenceServer
+from rvmcv_worker.urls import shown
+from tests.evil_strings import EVIL, is_one_harmless_line
+from tests.reference_talker import Talker
+
+evil_texts = pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL.keys())
+
+
+@contextlib.contextmanager
+def _log_lines(monkeypatch: pytest.MonkeyPatch, *, journal: bool) -> Iterator[list[str]]:
+    """What is written while the daemon's own sink is set up, line by line as a journal would read it."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stderr", stream)
+    if journal:
+        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    else:
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    logs.configure("DEBUG")
+    lines: list[str] = []
+    try:
+        yield lines
+    finally:
+        logger.remove()
+        stream.flush()
+        written = stream.buffer.getvalue()  # type: ignore[attr-defined]
+        lines += written.decode().removesuffix("\n").split("\n")
+
+
+@evil_texts
+@pytest.mark.parametrize("journal", [True, False], ids=["journal", "plain"])
+def test_nothing_forges_a_log_line(monkeypatch: pytest.MonkeyPatch, evil: str, journal: bool) -> None:
+    with _log_lines(monkeypatch, journal=journal) as lines:
+        logger.bind(job_id=evil).warning("the server said {}", evil)
+        logger.warning(f"{evil}")
+        try:
+            raise ValueError(evil)
+        except ValueError:
+            logger.exception("{}", evil)
+    assert all(map(is_one_harmless_line, lines))
+    if journal:
+        assert {line[:3] for line in lines} <= {"<4>", "<3>"}
+        assert [line[:3] for line in lines].count("<4>") == 2
+    else:
+        assert (
+            sum(bool(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (WARNING|ERROR)", line)) for line in lines)
+            == 3
+        )
+        assert not [line for line in lines if not re.match(r"\d{4}-|  ", line)]
+
+
+def test_what_goes_round_the_log_forges_a_line_where_it_is_not_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "escape", lambda text: text)
+    with _log_lines(monkeypatch, journal=True) as lines:
+        logger.warning("the server said {}", EVIL["journald level on a line of its own"])
+    assert lines[1].startswith("<0>"), "the attack works without the defence"
+
+
+@evil_texts
+def test_nothing_forges_a_line_of_a_childs_log(tmp_path: Path, evil: str) -> None:
+    heard: list[str] = []
+    log = ChildLog(tmp_path / "train.log", 100_000, heard.append)
+    log.feed(f"{evil}\n".encode("utf-8", "surrogatepass"))
+    log.close()
+    written = (tmp_path / "train.log").read_text().removesuffix("\n").split("\n")
+    assert written == heard
+    assert all(map(is_one_harmless_line, written))
+
+
+@evil_texts
+@pytest.mark.parametrize(
+    "fit",
+    [logs.escape, printable, shown, lambda text: excerpt(text.encode("utf-8", "surrogatepass"))],
+    ids=["log", "compute", "URL", "answer"],
+)
+def test_what_makes_text_fit_for_messages_makes_it_harmless(fit: Any, evil: str) -> None:
+    assert is_one_harmless_line(fit(evil))
+
+
+def _status(evil: str) -> dict[str, Any]:
+    job = {"job_id": evil, "job_type": evil, "attempt": 1, "phase": evil, "fraction": 0.5, "epoch": None}
+    job |= {"images_done": None, "eta_s": None, "ending": evil, "message": evil, "running_s": 1.0}
+    end = {
+        "job_id": evil,
+        "job_type": evil,
+        "error_code": evil,
+        "status": evil,
+        "took_s": 1,
+        "ended_ago_s": 1,
+    }
+    engine = {"state": evil, "device": evil, "in_flight": 0, "answered": 1, "replaced": 0, "memory_mb": 0}
+    return {
+        "worker_id": evil,
+        "state": evil,
+        "stopping": False,
+        "version": evil,
+        "uptime_s": 1,
+        "sandbox": evil,
+        "server": evil,
+        "desired": {"server": evil, "operator": evil},
+        "claims": {evil: True},
+        "reasons": [evil],
+        "engines": [{**engine, "trust": evil}],
+        "running": [job],
+        "claiming": 0,
+        "outbox": 0,
+        "last_ends": [end],
+    }
+
+
+@evil_texts
+def test_nothing_forges_a_line_of_the_status(evil: str) -> None:
+    lines = list(status_text.lines(_status(evil)))
+    assert len(lines) == 11
+    assert all(map(is_one_harmless_line, lines))
+    assert json.dumps(_status(evil)).isprintable(), "what `status --json` prints"
+
+
+@evil_texts
+def test_nothing_forges_a_finding_of_the_doctor(monkeypatch: pytest.MonkeyPatch, evil: str) -> None:
+    monkeypatch.setattr(doctor, "findings", lambda _settings: [doctor.Finding("server", False, evil)])
+    assert _printed(lambda console: doctor.examine(Settings(), console)) == (
+        f"FAILED server   {logs.escape(evil)}"
+    )
+
+
+@evil_texts
+def test_nothing_forges_a_line_of_the_demo(evil: str) -> None:
+    line = _printed(lambda console: print_facts(console, {"job": evil})).strip("\n ")
+    assert is_one_harmless_line(line)
+    assert line == f"job  {logs.escape(evil)}".rstrip()
+
+
+def _printed(tell: Any) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    tell(Console(file=stream, force_terminal=False, width=1000))
+    stream.flush()
+    return stream.buffer.getvalue().decode().removesuffix("\n")  # type: ignore[attr-defined]
+
+
+def test_nothing_becomes_html_on_the_servers_pages(shared_server: ReferenceServer, tmp_path: Path) -> None:
+    model = tmp_path / "m.pt"
+    model.write_bytes(b"model")
+    shared_server.add_model(model, model_name="yolo11", version="v3", active=True)
+    worker = Talker(shared_server, "inference")
+    paths = ["/jobs", "/logs", "/alerts", "/batches"]
+    evils = [text for text in EVIL.values() if "\x00" not in text and "\ud800" not in text]
+    for evil in evils:
+        job_id = shared_server.request_inference(image_url="s3://datasets/x.jpg", purpose="fraud_check")
+        found = {"class": evil, "confidence": 0.5, "bbox": [0, 0, 1, 1]}
+        comparison = {"mismatch": True, "reasons": [{"code": evil, "message": evil}]}
+        result = {"detections": [found], "comparison": comparison, "model_used": evil, evil: evil}
+        worker.finish(job_id, worker.take(job_id), "completed", result=result)
+        paths.append(f"/job?job_id={job_id}")
+        job_id = shared_server.request_inference(image_url="s3://datasets/y.jpg")
+        error = {"code": "image_invalid", "message": evil}
+        worker.finish(job_id, worker.take(job_id), "failed", error=error)
+        paths.append(f"/job?job_id={job_id}")
+    seen = ""
+    for path in paths:
+        answer = requests.get(shared_server.url + path, auth=("any", shared_server.admin_token), timeout=10)
+        assert answer.status_code == 200, path
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        tags = set(re.findall(r"<\s*/?\s*([a-zA-Z!]+)", answer.text))
+        assert "script" not in tags
+        assert "red" not in tags
+        assert not re.search(r"<[^>]*onmouseover", answer.text)
+        assert str(7777 * 7777) not in answer.text, "a template was run"
+        seen += html.unescape(answer.text)
+    assert "<script>alert(1)</script>" in seen, "it was there to be shown"
