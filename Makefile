@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 # uv as it is on the machine, else the one that pip puts into the environment.
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: help setup demo test test-fast chaos soak lint format bench sam2-proof lock clean
+# A release is taken into the lock when it is this old: most that are malicious are found out before.
+AGE_DAYS ?= 14
+
+.PHONY: help setup demo test test-fast chaos soak lint format bench sam2-proof audit licences lock clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,9 +69,16 @@ sam2-proof: setup ## what fine-tuning pretrained weights is worth: BASE=sam2.1_h
 	$(BIN)/python -m benchmarks.sam2_proof '$(BASE)' '$(DATASET)' $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) $(if $(TRAIN),--train '$(TRAIN)')
 
-lock: ## resolve requirements.lock anew
+audit: setup ## licences, a bill of materials (sbom.cdx.json), known holes; SERVICE=osv asks another database, none asks nobody
+	$(BIN)/python -m audit --uv $(UV) $(if $(SERVICE),--service '$(SERVICE)')
+
+licences: setup ## under which licences all packages are; fails for one that does not go with the AGPL
+	$(BIN)/python -m audit --licences-only
+
+lock: ## resolve requirements.lock anew, from releases at least AGE_DAYS=14 old
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --all-extras \
-	  --upgrade --custom-compile-command 'make lock' --quiet pyproject.toml -o requirements.lock
+	  --upgrade --exclude-newer "$$(date --utc --date '$(AGE_DAYS) days ago' +%Y-%m-%dT%H:%M:%SZ)" \
+	  --custom-compile-command 'make lock' --quiet pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) demo-out sam2-proof summary.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out sam2-proof summary.json sbom.cdx.json .pytest_cache .mypy_cache .ruff_cache
