@@ -189,7 +189,9 @@ class Embeddings:
         where = "in memory" if self.mode == "ram" else "on disk"
         if not self._kept:
             return f"{each_time}: there is no room to keep any {where}"
-        size = f"{self.kept_bytes / 1e9:.3g} GB"
+        size = (
+            f"{self.kept_bytes / 1e9:.3g} GB" if self.kept_bytes >= 1e9 else f"{self.kept_bytes / 1e6:.3g} MB"
+        )
         if len(self._kept) == len(self._wanted):
             return f"all {len(self._kept)} encoded images of {self._samples.split} are kept {where} ({size})"
         why = "more does not fit" if not self._no_room else "the disk is full"
@@ -231,7 +233,7 @@ class Embeddings:
         return True
 
     def _give_half_back(self) -> None:
-        """Forget half of what is kept: what the training saves after each epoch is to fit onto the disk too."""
+        """Forget half of what is kept: what is saved after each epoch is to fit onto the disk too."""
         assert self._store is not None
         count = len(self._kept) // 2
         self._store.truncate(count)

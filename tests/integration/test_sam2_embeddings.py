@@ -218,7 +218,7 @@ def test_filling_tells_how_far_it_is(open_embeddings: Callable[..., Embeddings],
     embeddings.fill(_ignore)
     assert encoded.count == 14
     assert embeddings.describe() == {"mode": "disk", "kept": 14, "wanted": 14, "bytes": 14 * ENTRY_BYTES}
-    assert embeddings.sentence() == "all 14 encoded images of train are kept on disk (0.000459 GB)"
+    assert embeddings.sentence() == "all 14 encoded images of train are kept on disk (0.459 MB)"
 
 
 def test_a_stop_ends_the_filling_within_an_image(

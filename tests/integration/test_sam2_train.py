@@ -399,7 +399,8 @@ def test_a_base_model_of_another_kind_is_refused(root: Path) -> None:
 
 
 def test_a_base_model_whose_masks_are_no_numbers_is_refused(root: Path) -> None:
-    huge = {key: 1e20 * each if "hypernetworks" in key else each for key, each in sam2_files.weights().items()}
+    weights = sam2_files.weights().items()
+    huge = {key: 1e20 * each if "hypernetworks" in key else each for key, each in weights}
     sam2_files.save(root / "base.pt", {"model": huge})
     error = train_here(root, model="base.pt").answer["error"]
 
