@@ -45,6 +45,7 @@ class Runner:
     marker: str
     interrupt: Interrupt = field(default_factory=Interrupt)
     limits: LimitSettings = LIMITS
+    gpus: tuple[int, ...] = ()
     progress: list[dict[str, Any]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
@@ -89,6 +90,7 @@ class Runner:
             name=job.pop("name", "train"),
             timeout_s=job.pop("timeout_s", 60.0),
             readable=job.pop("readable", ()),
+            gpus=self.gpus,
             job=job,
         )
         return run_child(

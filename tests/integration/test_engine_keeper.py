@@ -79,7 +79,17 @@ def make(tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> 
                 },
             }
         )
-        made.append(Engines(Machine(settings, PlainProcess(), spawner, Gpus(settings)), store))
+        made.append(
+            Engines(
+                Machine(
+                    settings,
+                    PlainProcess(extra_read_only=[Path(lying_engine.__file__)]),
+                    spawner,
+                    Gpus(settings),
+                ),
+                store,
+            )
+        )
         return made[-1]
 
     yield make_engines

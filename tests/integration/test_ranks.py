@@ -9,12 +9,19 @@ import pytest
 
 from rvmcv_worker.errors import DatasetInvalidError, JobCancelledError, JobCrashedError, OutOfGpuMemoryError
 from rvmcv_worker.interrupt import StopReason
+from rvmcv_worker.sandbox import PlainProcess
 from tests.child_fixtures import Runner, runner, spawner, wall
 
 __all__ = ["runner", "spawner", "wall"]
 
 pytest.importorskip("torch", reason="the extra `compute` is not installed")
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def loopback(runner: Runner) -> None:
+    if isinstance(runner.sandbox, PlainProcess):
+        runner.gpus = (0, 1)  # without a wall only a job on several GPUs gets to the loopback
 
 
 def test_rank_0_speaks_for_all(runner: Runner) -> None:
