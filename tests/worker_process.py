@@ -16,6 +16,7 @@ import psutil
 
 from rvmcv_worker.demo.stage import to_toml
 from rvmcv_worker.reference.server import ReferenceServer
+from tests import canary
 
 
 class WorkerProcess:
@@ -47,6 +48,7 @@ class WorkerProcess:
         credentials.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.token_file = credentials / "token"
         self.token_file.write_text(server.worker_token if token is None else token)
+        canary.hand_out(directory, self.token_file.read_text(), server.s3_access_key, server.s3_secret_key)
         if s3_keys:
             (credentials / "s3-access-key").write_text(server.s3_access_key)
             (credentials / "s3-secret-key").write_text(server.s3_secret_key)

@@ -47,7 +47,7 @@ def _log_lines(monkeypatch: pytest.MonkeyPatch, *, journal: bool) -> Iterator[li
     finally:
         logger.remove()
         stream.flush()
-        written = stream.buffer.getvalue()  # type: ignore[attr-defined]
+        written = stream.buffer.getvalue()
         lines += written.decode().removesuffix("\n").split("\n")
 
 
@@ -161,7 +161,7 @@ def _printed(tell: Any) -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
     tell(Console(file=stream, force_terminal=False, width=1000))
     stream.flush()
-    return stream.buffer.getvalue().decode().removesuffix("\n")  # type: ignore[attr-defined]
+    return stream.buffer.getvalue().decode().removesuffix("\n")
 
 
 def test_nothing_becomes_html_on_the_servers_pages(shared_server: ReferenceServer, tmp_path: Path) -> None:
