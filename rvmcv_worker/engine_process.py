@@ -203,7 +203,7 @@ class EngineProcess:
         if self._log.is_full:
             self.read_log()
         try:
-            self._disk.check()
+            self._disk.check(self._tree)
         except WorkerUnfitError:
             pass  # others have filled the disk, and its end would not help
         except DiskQuotaError as error:

@@ -147,7 +147,8 @@ def run_child(
             )
             memory = MemoryLimit(tree, limits)
             try:
-                run.watch(spec.timeout_s, (memory.check, disk.check, lambda: spec.check_gpus(False)))
+                checks = (memory.check, lambda: disk.check(tree), lambda: spec.check_gpus(False))
+                run.watch(spec.timeout_s, checks)
             finally:
                 tree.kill()
                 run.drain()

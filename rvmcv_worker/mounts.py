@@ -51,7 +51,7 @@ def system_mounts(tmpfs_bytes: Mapping[Path, int], *, can_size: bool) -> list[st
 
 
 def _private_tables() -> list[Path]:
-    """Return what /proc shows of the whole machine's memory to its owner, whom a daemon as root stays inside."""
+    """Return what /proc shows of the whole machine to its owner, which a daemon that is root stays."""
     if os.geteuid() != 0:
         return []
     return [path for path in Path("/proc").iterdir() if path.is_file() and not path.stat().st_mode & 0o004]

@@ -34,17 +34,20 @@ class DiskQuota:
         for entry in workspace.root.iterdir():
             if entry.is_dir() and entry != self._directory:
                 self._rest += measure(entry)
-        self._used = Usage(0, 0)
+        self._used = self._unlinked = Usage(0, 0)
         self._walk: Iterator[Usage] | None = None
         self._found = Usage(0, 0)
         self._free_at_walk = self._free_at_count = self._free()
         self._free_at_start = self._free_at_count + self._rest
 
-    def check(self) -> None:
+    def check(self, tree: ProcessTree | None = None) -> None:
         """Count on, for a moment; raises when the job is over its quota or the disk is nearly full.
 
-        That is `DiskQuotaError` where the job itself holds what is missing, else `WorkerUnfitError`.
+        That is `DiskQuotaError` where the job itself holds what is missing, else `WorkerUnfitError`. Of
+        `tree`, files count too that it has removed and holds open: no walk would find them.
         """
+        if tree is not None:
+            self._unlinked = Usage(tree.unlinked_bytes(self._directory.stat().st_dev, _SLICE_S), 0)
         free = self._free()
         if self._under_floor(free):
             self.check_whole()
@@ -85,15 +88,15 @@ class DiskQuota:
         return free.bytes < self._floor.bytes or free.files < self._floor.files
 
     def _left(self) -> tuple[int, int]:
-        taken = self._rest + self._used
+        taken = self._rest + self._unlinked + self._used
         return self._limit.bytes - taken.bytes, self._limit.files - taken.files
 
     def _is_over(self, used: Usage) -> bool:
-        taken = self._rest + used
+        taken = self._rest + self._unlinked + used
         return taken.bytes >= self._limit.bytes or taken.files > self._limit.files
 
     def _over(self, used: Usage) -> DiskQuotaError:
-        taken = self._rest + used
+        taken = self._rest + self._unlinked + used
         if taken.files > self._limit.files:
             return DiskQuotaError(
                 f"the job has more than the {self._limit.files} files that it may have "
@@ -106,7 +109,7 @@ class DiskQuota:
 
     def _nearly_full(self, free: Usage) -> DiskQuotaError | WorkerUnfitError:
         """Say who filled the disk: the job, when it holds most of what went and more than the floor."""
-        held = self._rest + self._used
+        held = self._rest + self._unlinked + self._used
         if free.bytes < self._floor.bytes:
             lost, mine, floor = self._free_at_start.bytes - free.bytes, held.bytes, self._floor.bytes
             what = (

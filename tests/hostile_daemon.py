@@ -228,6 +228,7 @@ class Stage:
         self._terminal = Terminal()
         (place.in_dir / "dataset.zip").write_text(_canary("own"))
         shutil.copytree(_ATTACKS, place.in_dir / "tests" / "attacks")
+        (place.in_dir / "tests" / "__init__.py").touch()
         (place.child_dir("prepare") / "data.yaml").write_text("names: []")
         (place.out_dir / "frozen.pt").write_text(_canary("frozen"))
         secret = other.in_dir / "dataset.zip"

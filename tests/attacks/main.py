@@ -50,7 +50,9 @@ def _attempt(tried: Attack, targets: dict[str, Any]) -> dict[str, str]:
     if data:
         found: dict[str, str] = json.loads(data)
         return found
-    return {"refused" if status < 0 else "broken": f"ended with status {status}"}
+    # Killed for what it called is a refusal; that nobody stopped it in time is none.
+    refused = status < 0 and status != -signal.SIGALRM
+    return {"refused" if refused else "broken": f"ended with status {status}"}
 
 
 def main() -> None:

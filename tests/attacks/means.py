@@ -36,6 +36,19 @@ def _fill_tmp(targets: dict[str, Any]) -> str:
     return _fill("/tmp", targets)
 
 
+@attack("take the disk by files that it has removed and holds open", alone=True)
+def _unlinked(targets: dict[str, Any]) -> str:
+    held = []
+    for number in range(2):
+        path = f"{targets['own']}/unlinked-{number}"
+        held.append(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        os.unlink(path)
+        os.posix_fallocate(held[-1], 0, targets["fill_bytes"])
+    if targets["walled"]:
+        signal.pause()  # until it is ended for it
+    return f"{len(held) * targets['fill_bytes'] // _MIB} MiB"
+
+
 @attack("make a file of 10 TB", needs="a file system that can")
 def _sparse(targets: dict[str, Any]) -> str:
     path = Path(targets["own"], "sparse")

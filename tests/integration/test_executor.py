@@ -64,6 +64,20 @@ def test_a_child_that_fails(runner: Runner, then: str, error: type[Exception], s
     assert (runner.workspace.out_dir / "train.log").is_file()
 
 
+def test_files_that_are_removed_and_held_open_count(runner: Runner) -> None:
+    body = """
+import signal
+held = []
+for number in range(3):
+    held.append(open(f"{directory}/{number}", "wb"))
+    os.unlink(f"{directory}/{number}")
+    os.posix_fallocate(held[-1].fileno(), 0, 100_000_000)
+signal.pause()
+"""
+    with pytest.raises(errors.DiskQuotaError, match=r"limits\.max_workspace_gb"):
+        runner.script(body, timeout_s=20.0)
+
+
 def test_the_child_cannot_name_an_error_that_is_the_daemons(runner: Runner) -> None:
     with pytest.raises(errors.JobCrashedError, match=r"not its to report: a\\x07b"):
         runner.stub("fail", error_code="worker_stopped", message="a\x07b")

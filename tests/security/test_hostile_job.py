@@ -73,11 +73,11 @@ def table(seen: dict[str, dict[str, Column]], pytestconfig: pytest.Config) -> It
 
 
 def _lines(seen: dict[str, dict[str, Column]]) -> Iterator[str]:
-    yield f"{'attack':<62} {'without the wall':<34} behind it"
+    yield f"{'attack':<62} {'without the wall':<34} {'no bubblewrap':<14} behind the wall"
     for attack in ATTACKS:
-        plain, wall = (_reached(seen, where, attack.name) for where in ("plain", "wall"))
-        works = plain or f"(not on this machine: it takes {attack.needs or attack.by})"
-        yield f"{attack.name:<62} {ascii(works)[1:33]:<34} {ascii(wall)[1:-1]}"
+        plain, none, wall = (_reached(seen, where, attack.name) for where in ("plain", "none", "wall"))
+        works = ascii(plain)[1:-1] if plain else f"(not here: it takes {attack.needs or attack.by})"
+        yield f"{attack.name:<62} {works[:33]:<34} {'open' if none else '-':<14} {ascii(wall)[1:-1] or '-'}"
 
 
 def _reached(seen: dict[str, dict[str, Column]], where: str, attack: str) -> str:
