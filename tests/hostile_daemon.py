@@ -45,7 +45,7 @@ LIMITS = LimitSettings(max_job_memory_gb=0.4, max_workspace_gb=0.8, disk_floor_g
 _FILL_BYTES = 500_000_000
 #: So few that a fork bomb is over soon.
 _MAX_PROCESSES = 100
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 90.0
 _ATTACKS = Path(__file__).parent / "attacks"
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

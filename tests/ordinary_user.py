@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-#: Nobody's number: a user of its own, so that no other process counts against its limits.
+#: Nobody has this number, so that no other process counts against its limits.
 UID = 61234
 _ROOT = Path(__file__).parents[1]
 

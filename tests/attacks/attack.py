@@ -51,6 +51,7 @@ def attack(
 
 
 def read(path: str | Path) -> str:
+    """Return the beginning of a file, without waiting for one that has none."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return os.read(fd, 200).decode(errors="replace")
@@ -64,6 +65,7 @@ def first_reached(paths: Iterable[str], do: Callable[[str], str]) -> str:
 
 
 def reached_by(do: Callable[[str], str], path: str) -> str:
+    """Return what `do` reaches by this path, or nothing where it is refused."""
     try:
         return do(path)
     except (OSError, ValueError):

@@ -26,12 +26,12 @@ def _fill(directory: str, targets: dict[str, Any]) -> str:
         os.unlink(path)
 
 
-@attack("fill /dev/shm", alone=True)
+@attack("fill /dev/shm", needs="500 MB in /dev/shm", alone=True)
 def _fill_shm(targets: dict[str, Any]) -> str:
     return _fill("/dev/shm", targets)
 
 
-@attack("fill /tmp", alone=True)
+@attack("fill /tmp", needs="500 MB in /tmp", alone=True)
 def _fill_tmp(targets: dict[str, Any]) -> str:
     return _fill("/tmp", targets)
 

@@ -35,12 +35,12 @@ def _kill_all(targets: dict[str, Any]) -> str:
     return "all"
 
 
-@attack("trace its parent")
+@attack("trace its parent", needs="kernel.yama.ptrace_scope = 0, or root")
 def _trace_parent(_: dict[str, Any]) -> str:
     return _traced(os.getppid())
 
 
-@attack("trace the daemon, or the first process")
+@attack("trace the daemon, or the first process", needs="kernel.yama.ptrace_scope = 0, or root")
 def _trace(targets: dict[str, Any]) -> str:
     return first_reached([str(pid) for pid in others(targets)], lambda pid: _traced(int(pid)))
 
@@ -51,7 +51,7 @@ def _traced(pid: int) -> str:
     return f"process {pid}"
 
 
-@attack("take a descriptor out of another process")
+@attack("take a descriptor out of another process", needs="kernel.yama.ptrace_scope = 0, or root")
 def _pidfd_getfd(targets: dict[str, Any]) -> str:
     def take(pid: str) -> str:
         taken = syscall(438, os.pidfd_open(int(pid)), 1, 0)

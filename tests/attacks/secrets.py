@@ -55,7 +55,7 @@ def _environment(targets: dict[str, Any]) -> str:
     return first_reached([f"/proc/{pid}/environ" for pid in [*others(targets), os.getppid()]], canary)
 
 
-@attack("read the daemon's memory")
+@attack("read the daemon's memory", needs="kernel.yama.ptrace_scope = 0, or root")
 def _memory(targets: dict[str, Any]) -> str:
     def at_address(path: str) -> str:
         with open(path, "rb", buffering=0) as memory:
@@ -65,7 +65,7 @@ def _memory(targets: dict[str, Any]) -> str:
     return first_reached([f"/proc/{pid}/mem" for pid in others(targets)], at_address)
 
 
-@attack("copy the daemon's memory with process_vm_readv")
+@attack("copy the daemon's memory with process_vm_readv", needs="kernel.yama.ptrace_scope = 0, or root")
 def _process_vm_readv(targets: dict[str, Any]) -> str:
     buffer = ctypes.create_string_buffer(40)
     local = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), 40)
