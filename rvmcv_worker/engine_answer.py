@@ -110,9 +110,9 @@ class Said(_Answered):
     def to_error(self) -> JobError:
         """Return what the engine says is wrong with the request; raises `AnswerError`."""
         code, message = self.error.get("code"), harmless_text(str(self.error.get("message", "")))
-        if code not in _CODES:
+        if not isinstance(code, str) or code not in _CODES:
             raise AnswerError(f"reported an error that is not its to report: {message}")
-        return errors.from_code(str(code), message)
+        return errors.from_code(code, message)
 
 
 def read_ready(header: dict[str, Any]) -> Ready:

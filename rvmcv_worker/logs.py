@@ -133,3 +133,5 @@ def configure(level: str) -> None:
     logger.add(sink, level=level, diagnose=False, backtrace=False, format="{message}")
     logging.captureWarnings(True)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
+    # What it warns of comes as an exception too; its text holds pieces of answers, lease tokens among them.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)

@@ -46,6 +46,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 ModelVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: A duration that the server sets: no clock and no lock takes a longer one than some centuries.
+ServerSeconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+#: A number of the server's that is kept in a database, here and there.
+Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class AnswerError(ValueError):
@@ -71,7 +75,7 @@ class JobOffer(Answered):
     """A queued job; its `config` is for the job type to validate."""
 
     job_id: JobId
-    id: Annotated[int, Field(ge=0)]  #: the row in the server's table, not an identity across tables
+    id: Number  #: the row in the server's table, not an identity across tables
     job_type: JobType
     priority: int = 0
     created_at: str | None = None  #: RFC 3339, informative
@@ -139,9 +143,9 @@ class Claim(Answered):
     """The job is ours for `lease_s`, renewed by every accepted write."""
 
     lease_token: LeaseToken
-    attempt: Annotated[int, Field(ge=1)]
-    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    report_interval_s: Seconds = 2.0
+    attempt: Annotated[Number, Field(ge=1)]
+    lease_s: Annotated[ServerSeconds, Field(gt=0)]
+    report_interval_s: ServerSeconds = 2.0
     resume: Resume | None = None
 
     @field_validator("resume", mode="before")
@@ -398,8 +402,8 @@ class WorkerStatus(Sent):
 class StatusIntervals(Answered):
     """Seconds between two worker statuses, without and with a running job."""
 
-    idle: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    busy: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    idle: Annotated[ServerSeconds, Field(gt=0)] = 10.0
+    busy: Annotated[ServerSeconds, Field(gt=0)] = 3.0
 
 
 class WorkerStatusAnswer(Answered):
