@@ -9,7 +9,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 # A release is taken into the lock when it is this old: most that are malicious are found out before.
 AGE_DAYS ?= 14
 
-.PHONY: help setup demo test test-fast chaos soak lint format bench sam2-proof audit licences lock clean
+.PHONY: help setup demo test test-fast fuzz chaos soak lint format bench sam2-proof audit licences lock clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test: setup ## the whole suite
 
 test-fast: setup ## what is quick, for while one works
 	$(BIN)/python -m pytest -m 'not slow'
+
+fuzz: setup ## feed every reader of others' data with rubbish for MINUTES=10
+	RVMCV_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/security/test_fuzz.py tests/security/test_fuzzed_daemon.py
 
 chaos: setup ## kill daemons over a bad network and count what went wrong; JOBS=1000 KILLS=1000 SEED=…
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))

@@ -349,7 +349,7 @@ def _result(workspace: Workspace, name: str, status: int, tail: str, *, oom_kill
 
 def _error_of(error: dict[str, Any], detail: dict[str, Any] | None, *, oom_killed: bool) -> JobError:
     code, message = error.get("code"), harmless_text(str(error.get("message", "")))
-    if code not in _CHILDS_CODES:
+    if not isinstance(code, str) or code not in _CHILDS_CODES:
         found: JobError = JobCrashedError(
             f"the job's process reported an error that is not its to report: {message}"
         )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 MINUTES = float(os.environ.get("RVMCV_FUZZ_MINUTES", "0.3"))
 #: What shares that time.
 TARGETS = 20
-#: Longest that one input may take, in seconds of the processor's time; a reader that is merely slow takes far less.
+#: Longest that one input may take, in seconds of the processor's time; a slow reader takes far less.
 MAX_EXAMPLE_S = 5.0
 
 #: A round of a target; rounds are repeated with other inputs until the time is over.
@@ -35,14 +35,14 @@ class HungError(BaseException):
 
 
 @contextlib.contextmanager
-def no_hang() -> Iterator[None]:
-    """Raise `HungError` in the main thread when the block takes too long."""
+def no_hang(limit_s: float = MAX_EXAMPLE_S) -> Iterator[None]:
+    """Raise `HungError` in the main thread when the block computes for longer than `limit_s`."""
 
     def ring(_signal: int, _frame: object) -> None:
-        raise HungError(f"one input took longer than {MAX_EXAMPLE_S} s")
+        raise HungError(f"one input took longer than {limit_s} s")
 
     before = signal.signal(signal.SIGPROF, ring)
-    signal.setitimer(signal.ITIMER_PROF, MAX_EXAMPLE_S)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
         yield
     finally:

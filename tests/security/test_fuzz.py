@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from rvmcv_worker import answers, batch_checkpoint, engine_answer, framing, manifest, protocol
+from rvmcv_worker import answers, batch_checkpoint, engine_answer, executor, framing, manifest, protocol
 from rvmcv_worker.compute import archive, checkpoint_file, pickle_scan
 from rvmcv_worker.compute.coco_json import read_coco
 from rvmcv_worker.compute.data_yaml import read_data_yaml
@@ -39,7 +39,7 @@ from rvmcv_worker.errors import (
 from rvmcv_worker.jobs import JOB_TYPES, training_results
 from rvmcv_worker.urls import classify
 from tests.dataset_fixtures import BOX, Prepared, draw, limits, pack, yolo
-from tests.fuzzing import TARGETS, a_round, as_json, damaged, feed, no_hang, spoiled, values
+from tests.fuzzing import TARGETS, HungError, a_round, as_json, damaged, feed, no_hang, spoiled, values
 
 SHA = "0" * 64
 JOB = {
@@ -312,9 +312,12 @@ TRAINED = {"metrics": {"fitness": 0.5, "active": {}}, "effective": {}, "versions
 
 
 @a_round
-@given(spoiled(PROGRESS), spoiled(RESULT), spoiled(TRAINED))
-def _children(progress: Any, prepared: Any, trained: Any) -> None:
+@given(spoiled(PROGRESS), spoiled(RESULT), spoiled(TRAINED), spoiled({"code": "internal", "message": "x"}))
+def _children(progress: Any, prepared: Any, trained: Any, error: Any) -> None:
     with no_hang():
+        if isinstance(error, dict):
+            found = executor._error_of(error, None, oom_killed=False)
+            protocol.encode(protocol.WireError(code=found.code, message=found.message))
         if isinstance(progress, dict):
             protocol.encode(protocol.progress_of(progress))
         for kind, value in ((training_results.Prepared, prepared), (training_results.Trained, trained)):
@@ -623,6 +626,36 @@ FED: dict[str, Callable[[], None]] = {
     "checkpoints": _checkpoints,
     "batches": _batches,
 }
+
+
+@pytest.mark.parametrize("code", [[], {}, None, 3, "no_such_code"])
+def test_an_error_code_that_is_none_is_a_crash(code: Any) -> None:
+    error = {"code": code, "message": "x"}
+    assert isinstance(executor._error_of(error, None, oom_killed=False), JobCrashedError)
+    with pytest.raises(engine_answer.AnswerError, match="not its to report"):
+        engine_answer.read_said({"id": 1, "ok": False, "error": error}).to_error()
+
+
+def test_a_reader_that_raises_or_hangs_is_found() -> None:
+    @a_round
+    @given(spoiled({"code": "a"}))
+    def trusting(value: Any) -> None:
+        if isinstance(value, dict) and isinstance(value.get("code"), list):
+            raise TypeError("unhashable")
+
+    def rounds() -> None:
+        for _ in range(200):
+            trusting()
+
+    def spins() -> None:
+        with no_hang(0.05):
+            while True:
+                pass
+
+    with pytest.raises(TypeError, match="unhashable"):
+        rounds()
+    with pytest.raises(HungError):
+        spins()
 
 
 @pytest.mark.parametrize("name", FED)

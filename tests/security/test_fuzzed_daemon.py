@@ -75,7 +75,9 @@ def test_a_daemon_lives_through_a_server_that_answers_rubbish(tmp_path: Path) ->
         eventually(lambda: rule.taken >= ROUNDS or time.monotonic() > until_s, 60 + 60 * MINUTES)
         assert rule.taken > 20
         seen = {request.kind for request in stage.network.requests}
-        assert {"offer", "claim", "finish", "worker-status"} <= seen, "some of the rubbish was taken for a job"
+        assert {"offer", "claim", "finish", "worker-status"} <= seen, (
+            "some of the rubbish was taken for a job"
+        )
         rule.release()
         stage.the_next_job_completes()
         log = stage.worker.log()
