@@ -44,6 +44,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run in which a suite went over its budget."""
+    if "RVMCV_FUZZ_MINUTES" in os.environ:
+        return  # `make fuzz` takes as long as it was told
     over = [suite for suite, spent_s in _spent_s.items() if spent_s > BUDGET_S.get(suite, 0)]
     if over and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -7,8 +7,10 @@ only through the callables that it names, so their list tells whether it is a ch
 from __future__ import annotations
 
 import _compat_pickle
+import errno
 import pickletools
 import re
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from rvmcv_worker.errors import ModelInvalidError
 
 #: Largest pickle that is read; a YOLO11x has 0.5 MB beside its tensors.
 MAX_PICKLE_BYTES = 64 * 1024 * 1024
+
+#: What `zipfile` and `pickletools` raise for bytes that are wrong: EINVAL is a place before the file's
+#: beginning, RuntimeError an entry that says that it is encrypted.
+_DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OSError, struct.error, OverflowError)
 
 #: All that a YOLO11 training of ours names: model classes, tensors, plain containers.
 YOLO11_TYPES = frozenset(
@@ -137,7 +143,9 @@ def scan(path: Path) -> PickleNames:
                 strings.add(argument)
             elif isinstance(argument, bytes):
                 strings.add(argument.decode(errors="replace"))
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
+            raise  # the machine's fault, not the file's
         raise ModelInvalidError(
             f"{name} is truncated or damaged ({error}); upload it again and compare its sha256"
         ) from None
