@@ -26,6 +26,8 @@ from rvmcv_worker.retry import RETRYABLE, Retry, RetryStoppedError
 _REFUSED = (RequestRejectedError, TooLargeError)
 #: Seconds between two looks at whether the end is asked for, while another report is on its way.
 _TURN_LOOK_S = 0.2
+#: Between two reports at least, in seconds, whatever the server asks for: a lease of 1e-300 s is no hot loop.
+_LEAST_S = 0.01
 #: Epochs in one report: after a long outage the rest follows in the next ones.
 _EPOCHS_A_REPORT = 200
 #: Epochs that wait for RVM-Server at most; a child that sends more is no training.
@@ -56,8 +58,8 @@ class ProgressReporter:
         self._retry = retry
         self._job_id = job_id
         self._lease_token = lease_token
-        self._interval_s = interval_s
-        self._keep_alive_s = keep_alive_s
+        self._interval_s = max(interval_s, _LEAST_S)
+        self._keep_alive_s = max(keep_alive_s, _LEAST_S)
         self._first_s = first_s
         self._interrupt = interrupt
         self._wake = threading.Condition()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 from loguru import logger
 
@@ -46,3 +48,16 @@ def test_journal_lines_carry_their_priority(
     assert lines[0] == "<4>[job1] lost\\n<0>forged x"
     assert lines[1] == "<3>broke"
     assert not any(line.startswith("<0>") for line in lines)
+
+
+def test_what_urllib3_says_of_broken_headers_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """It quotes the answer, and that may hold a lease token."""
+    logs.configure("INFO")
+    try:
+        for name in ("urllib3.connection", "a.library"):
+            logging.getLogger(name).warning("unparsed data: canary-lease")
+    finally:
+        logger.remove()
+    said = capsys.readouterr().err
+    assert "a.library: unparsed data" in said
+    assert "urllib3" not in said

@@ -170,3 +170,21 @@ def test_models_are_frozen_and_hide_values() -> None:
     assert "secret" not in repr(protocol.parse(protocol.Claim, claim))
     slot = {"url": "https://minio/x?secret", "path": "s3://x/y"}
     assert "secret" not in repr(protocol.parse(protocol.UploadSlot, slot))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"attempt": 2**63},
+        {"attempt": 10**400},
+        {"lease_s": 1e10},
+        {"report_interval_s": 1e308},
+        {"report_interval_s": -1},
+        {"lease_s": 0},
+    ],
+)
+def test_numbers_that_no_database_or_clock_takes_are_refused(changed: dict[str, Any]) -> None:
+    good = {"lease_token": "t", "attempt": 2**63 - 1, "lease_s": 1e9, "report_interval_s": 0}
+    assert protocol.parse(protocol.Claim, good).attempt == 2**63 - 1
+    with pytest.raises(protocol.AnswerError, match=next(iter(changed))):
+        protocol.parse(protocol.Claim, {**good, **changed})
