@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from rvmcv_worker.compute import file_hash, pickle_scan
+from rvmcv_worker.compute import file_hash, pickle_scan, telltale
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.errors import ModelInvalidError
 
@@ -26,7 +26,8 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
 
     ``model_type``: ``yolo11`` (default) or ``sam2``. ``origin``: ``trained`` (default: by us, to be
     published) or ``base`` (fetched: other types and paths may occur). ``label_task``, and ``expect``
-    ``{"task", "names"}``, of SAM2 ``{"names", "architecture"}``, where given, must hold.
+    ``{"task", "names"}``, of SAM2 ``{"names", "architecture"}``, where given, must hold. ``safetensors``,
+    where given, is a file that must hold the same weights.
     """
     path = child.root / job["model"]
     module, types, kind = _KINDS[job.get("model_type", "yolo11")]
@@ -43,6 +44,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         names = (job.get("expect") or {}).get("names") or ()
         if paths := [text for text in found.local_paths if text not in names]:
             raise ModelInvalidError(f"{path.name} holds paths of the machine it was made on: {paths[0]!r}")
+        telltale.refuse_secrets(path.name, found.strings, names)
     child.check_stop()
 
     return {

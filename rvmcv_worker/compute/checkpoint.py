@@ -14,11 +14,20 @@ from ultralytics import YOLO, __version__
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.nn.tasks import torch_safe_load, yaml_model_load
 
-from rvmcv_worker.compute import pickle_scan
+from rvmcv_worker.compute import pickle_scan, telltale
+from rvmcv_worker.compute.printable import printable
 from rvmcv_worker.errors import JobError, ModelInvalidError
 
 #: Entries of a checkpoint that only a training that goes on needs.
 _RESUMED_FROM = ("best_fitness", "stopper", "ema", "updates", "optimizer", "scaler", "modelopt")
+
+#: All entries of a `best.pt` as `clean` writes it.
+_PUBLISHED = frozenset(
+    {
+        *("epoch", *_RESUMED_FROM, "model", "train_args", "train_metrics", "train_results"),
+        *("version", "license", "docs"),
+    }
+)
 
 #: The layer that ends a model -> its label task.
 _TASKS = {"Detect": "detect", "Segment": "segment"}
@@ -139,6 +148,30 @@ def clean_to_resume(source: Path, target: Path, train_args: dict[str, Any]) -> N
         },
         target,
     )
+
+
+def weights(source: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the checkpoint at `source`, of the types that it has them in."""
+    trained, _ = torch_safe_load(str(source))
+    return dict(trained["model"].state_dict())
+
+
+def refuse_telltale(source: Path) -> None:
+    """Raise `ModelInvalidError` if `source` says more than `clean` writes, or names this machine or user."""
+    trained, _ = torch_safe_load(str(source))
+    train_args = trained.get("train_args") or {}
+    if strange := sorted((trained.keys() - _PUBLISHED) | (train_args.keys() - DEFAULT_CFG_DICT.keys())):
+        raise ModelInvalidError(
+            f"{source.name} has {printable(str(strange[0]))!r}: no training of ours writes that"
+        )
+    model = trained["model"]
+    of_model = {key: value for key, value in vars(model).items() if not key.startswith("_")}
+    about = [{**trained, "model": None, "train_args": None}, {**of_model, "args": None}]
+    settings = [
+        {**args, "model": None} for args in (train_args, of_model.get("args")) if isinstance(args, dict)
+    ]
+    own_words = {value for value in DEFAULT_CFG_DICT.values() if isinstance(value, str)}
+    telltale.refuse_place(source.name, [*about, *settings], {*class_names(model), *own_words})
 
 
 def left_off_at(source: Path) -> tuple[int, dict[str, Any]]:

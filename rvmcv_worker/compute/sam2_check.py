@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from rvmcv_worker.compute import sam2_checkpoint, sam2_metadata
+from rvmcv_worker.compute import safe_weights, sam2_checkpoint, sam2_metadata, telltale
 from rvmcv_worker.compute.child import Child
 from rvmcv_worker.compute.segmenter import Segmenter
 from rvmcv_worker.errors import ModelInvalidError
@@ -39,7 +39,12 @@ def facts(path: Path, job: dict[str, Any], child: Child) -> dict[str, Any]:
                 f"{path.name} has {path.stat().st_size} bytes, but its tensors need {4 * parameters}: "
                 "save tensors that are not views of larger ones, and nothing else"
             )
+        # The base model's name is RVM-Server's word, the classes are the data set's.
+        said = {**metadata.plain(), "base_model": None}
+        telltale.refuse_place(path.name, said, metadata.classes)
         about = {"names": metadata.classes, "image_px": metadata.image_px}
+    if job.get("safetensors"):
+        safe_weights.require_same(child.root / job["safetensors"], checkpoint.weights)
     child.check_stop()
 
     _try_out(model, path.name)

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from rvmcv_worker.compute import runtime, sam2_curves, sam2_kept, sam2_publish, sam2_score, training_faults
+from rvmcv_worker.compute import (
+    runtime,
+    safe_weights,
+    sam2_checkpoint,
+    sam2_curves,
+    sam2_kept,
+    sam2_publish,
+    sam2_score,
+    training_faults,
+)
 from rvmcv_worker.compute.child import StopRequestedError
 from rvmcv_worker.compute.sam2_base_model import BaseModel
 from rvmcv_worker.compute.sam2_kept import Course
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
     from rvmcv_worker.compute.sam2_training import Training
 
 #: Every name that a training may leave in its directory to be published.
-PUBLISHED_FILES = ("best.pt", "results.csv", "args.yaml", "curves.png", "masks.jpg")
+PUBLISHED_FILES = ("best.pt", "best.safetensors", "results.csv", "args.yaml", "curves.png", "masks.jpg")
 
 
 def empty(directory: Path) -> Path:
@@ -137,7 +146,11 @@ def write(
         "multimask_fallback": options.box_share < 1,
         "epochs": course.best_epoch,
     }
-    sam2_publish.write(directory / "best.pt", training.network.model, metadata)
+    best = directory / "best.pt"
+    sam2_publish.write(best, training.network.model, metadata)
+    if training.job.get("safetensors"):
+        with beside_the_model():
+            safe_weights.write(directory / safe_weights.FILE, sam2_checkpoint.read(best).weights)
     with beside_the_model():
         args = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True)
         (directory / "args.yaml").write_text(args, encoding="utf-8")

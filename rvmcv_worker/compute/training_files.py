@@ -12,6 +12,7 @@ _CURVES = tuple(f"{kind}{curve}_curve.png" for kind in ("Box", "Mask") for curve
 #: Every name that a training may leave in its directory to be published.
 PUBLISHED_FILES = (
     "best.pt",
+    "best.safetensors",
     "results.csv",
     "args.yaml",
     "results.png",

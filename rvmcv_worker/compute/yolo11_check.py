@@ -27,6 +27,12 @@ def facts(path: Path, job: dict[str, Any], child: Child) -> dict[str, Any]:
     names = checkpoint.class_names(yolo.model)
     if expect["names"] is not None and names != list(expect["names"]):
         raise ModelInvalidError(f"{path.name} has the classes {names}, not {list(expect['names'])}")
+    if job.get("origin", "trained") == "trained":
+        checkpoint.refuse_telltale(path)
+    if job.get("safetensors"):
+        from rvmcv_worker.compute import safe_weights
+
+        safe_weights.require_same(child.root / job["safetensors"], checkpoint.weights(path))
     child.check_stop()
 
     # One picture through it.

@@ -180,7 +180,7 @@ def _measure(
     from ultralytics.utils import YAML
     from ultralytics.utils.plotting import plot_results
 
-    from rvmcv_worker.compute import checkpoint
+    from rvmcv_worker.compute import checkpoint, safe_weights
 
     # best.pt and args.yaml are written anew without local paths; no best while every fitness is NaN.
     output = child.directory / settings["name"]
@@ -189,6 +189,10 @@ def _measure(
     train_args = checkpoint.neutral({**trained_with, "model": job.get("model_name", job["model"])})
     checkpoint.clean(best if best.exists() else last, child.directory / "best.pt", train_args)
     YAML.save(child.directory / "args.yaml", train_args)
+    if job.get("safetensors"):
+        safe_weights.write(
+            child.directory / safe_weights.FILE, checkpoint.weights(child.directory / "best.pt")
+        )
 
     cleaned = checkpoint.open_yolo11(child.directory / "best.pt", job["label_task"])
     progress.attach(cleaned)

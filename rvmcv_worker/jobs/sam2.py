@@ -61,6 +61,7 @@ class Sam2(training.Training):
                 "device": training.device_of(attempt),
                 "time_limit_h": config.time_limit_h,
                 "resume": resume,
+                "safetensors": config.safetensors,
                 "cache_bytes": _cache_bytes(attempt, size_bytes),
                 "memory_limit_bytes": int(attempt.services.settings.limits.max_job_memory_gb * 1e9),
             }

@@ -77,6 +77,8 @@ class TrainingConfig(GpuWish):
     time_limit_h: Annotated[
         float | None, Field(gt=0, le=10_000, validation_alias=AliasChoices("time_limit_h", "time"))
     ] = None
+    #: Whether the weights are delivered in that format too, beside `best.pt`.
+    safetensors: bool = False
     #: Never called: reports go to the configured server only.
     callback_url: str | None = None
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _MB = 1024**2
 #: Seconds for the check child to open the model and run it once.
 _CHECK_S = 300.0
+#: The weights alone, where a job wants them; as large as the model.
+_SAFETENSORS = "best.safetensors"
 #: Largest artifact beside the model, in bytes.
 _MAX_ARTIFACT_BYTES = 32 * _MB
 
@@ -60,19 +62,25 @@ def deliver(
     """Freeze, check and publish what the train child left; returns the report's `result`."""
     training_results.require(training_results.Trained, checkpoints.CHILD, trained, kind.metrics)
     with attempt.phase("evaluate"):
-        best = _freeze(attempt)
-        checked = _check(attempt, best, kind, data["names"])
+        best = _freeze(attempt, "best.pt")
+        if best is None:
+            raise JobCrashedError("the training ended without a best.pt")
+        safe = _freeze(attempt, _SAFETENSORS) if config.safetensors else None
+        checked = _check(attempt, best, safe, kind, data["names"])
     attempt.progress.confirm("upload")
     attempt.enter(ClaimState.PUBLISHING)
     with attempt.phase("upload"):
-        return _publish(attempt, config, kind, best, trained, data) | {"check": checked}
+        result = _publish(attempt, config, kind, best, trained, data) | {"check": checked}
+        if config.safetensors:
+            result["artifacts"].update(_store_safetensors(attempt, safe))
+        return result
 
 
-def _freeze(attempt: Attempt) -> _Model:
+def _freeze(attempt: Attempt, name: str) -> _Model | None:
     max_bytes = int(attempt.services.settings.limits.max_model_mb * _MB)
-    path = attempt.workspace.read_back("train", "best.pt", max_bytes=max_bytes)
+    path = attempt.workspace.read_back("train", name, max_bytes=max_bytes)
     if path is None:
-        raise JobCrashedError("the training ended without a best.pt")
+        return None
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(_MB):
@@ -80,15 +88,20 @@ def _freeze(attempt: Attempt) -> _Model:
     return _Model(path, digest.hexdigest(), path.stat().st_size)
 
 
-def _check(attempt: Attempt, best: _Model, kind: Kind, names: list[str]) -> dict[str, Any]:
+def _check(
+    attempt: Attempt, best: _Model, safe: _Model | None, kind: Kind, names: list[str]
+) -> dict[str, Any]:
     """Open the frozen model in a fresh child that has seen nothing else."""
     candidate = attempt.workspace.in_dir / "candidate.pt"
     shutil.copyfile(best.path, candidate)
+    if safe:
+        shutil.copyfile(safe.path, candidate.with_suffix(".safetensors"))
     job = {
         "task": "check_model",
         "model": "in/candidate.pt",
         "label_task": kind.label_task,
         "expect": {"task": kind.label_task, "names": names},
+        "safetensors": "in/candidate.safetensors" if safe else None,
         **kind.check,
     }
     return attempt.run_child("check", job, timeout_s=_CHECK_S).result
@@ -185,6 +198,17 @@ def _store_artifacts(attempt: Attempt, names: tuple[str, ...]) -> dict[str, str]
             with _optional(attempt, log.name):
                 stored[log.name] = attempt.store(log, log.name).path
     return stored
+
+
+def _store_safetensors(attempt: Attempt, safe: _Model | None) -> dict[str, str]:
+    """Store the checked weights; {name: path}, {} where that is said to have failed."""
+    if safe is None or not attempt.services.storage.can_store:
+        why = "the training left none, its log says why" if safe is None else "there is no storage"
+        logger.bind(job_id=attempt.offer.job_id).warning("{} is not delivered: {}", _SAFETENSORS, why)
+        return {}
+    with _optional(attempt, _SAFETENSORS):
+        return {_SAFETENSORS: attempt.store(safe.path, _SAFETENSORS, safe.sha256).path}
+    return {}
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ class Yolo11(training.Training):
                 "ranks": max(1, len(attempt.gpus)),
                 "time_limit_h": config.time_limit_h,
                 "resume": resume,
+                "safetensors": config.safetensors,
             }
             trained = _train_as_memory_allows(attempt, config, job)
         kind = training_delivery.Kind(self.name, config.label_task, ARTIFACTS, check={})

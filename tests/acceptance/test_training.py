@@ -41,7 +41,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory, server: ReferenceServer) ->
 def trained(server: ReferenceServer, worker: WorkerProcess, archive: Path) -> dict[str, object]:
     url = server.put_object("datasets", "drawn.zip", archive)
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    job_id = server.queue_training({**SMALL, "dataset_url": url, "dataset_sha256": sha256})
+    config = {**SMALL, "dataset_url": url, "dataset_sha256": sha256, "safetensors": True}
+    job_id = server.queue_training(config)
     job = server.wait_until_final(job_id, 180)
     assert job["status"] == "completed", job["error"]
     assert worker.workspace_files() == []
@@ -55,6 +56,16 @@ def test_the_row_names_the_bytes_that_are_stored(server: ReferenceServer, traine
     assert hashlib.sha256(stored).hexdigest() == model["sha256_hash"] == trained["result"]["sha256_hash"]
     assert model["usable"]
     assert model["version"].endswith("-a1")
+
+
+def test_the_weights_come_as_safetensors_where_a_job_wants_them(
+    server: ReferenceServer, trained: dict, tmp_path: Path
+) -> None:
+    from safetensors.torch import load
+
+    found = load(server.read_object(trained["result"]["artifacts"]["best.safetensors"]))
+    assert sum(tensor.numel() for tensor in found.values()) > 2_500_000
+    assert {str(tensor.dtype) for tensor in found.values()} == {"torch.float16", "torch.int64"}
 
 
 def test_every_epoch_is_told_once_and_in_order(trained: dict) -> None:
