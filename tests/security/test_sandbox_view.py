@@ -1,4 +1,4 @@
-"""What a job sees and may do, asked from inside: in a plain process, behind the wall, with what there is of one."""
+"""What a job sees and may do, asked from inside: as a plain process, behind the wall, with Landlock alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ needs_landlock = pytest.mark.skipif(
 
 #: What Ubuntu 22.04's bubblewrap 0.6.1 does not know: said in its help by no word, refused when given.
 OLD_BUBBLEWRAP = """#!/bin/sh
-case "$*" in --help) exec {bwrap} --help | grep -v -e --disable-userns -e --assert-userns -e --size -e --overlay;; esac
+if [ "$*" = --help ]; then
+    {bwrap} --help | grep -v -e --disable-userns -e --assert-userns -e --size
+    exit
+fi
 for word; do
     case $word in
         --) break;;
@@ -187,7 +190,8 @@ def test_what_landlock_keeps_from_a_job(tmp_path: Path) -> None:
         targets = (str(tmp_path / "token"), str(tmp_path), address, other.pid)
         without = PlainProcess()
         without._has_landlock = False
-        assert _try_each(without, targets) == [True] * 5
+        # A child of root's has no capabilities even so, and `cat` has them: that protects its environment.
+        assert _try_each(without, targets) == [True, True, True, True, os.getuid() != 0]
         (tmp_path / "planted").unlink()
         scoped = landlock.version() >= 6
         assert _try_each(PlainProcess(), targets) == [False, False, not scoped, not scoped, False]
@@ -210,7 +214,7 @@ def test_a_job_that_cannot_be_confined_is_not_started() -> None:
 
 #: Becomes another user and hides its memory, or does not; a second process of that user looks for its secret.
 LOOK_AT_ANOTHER = """
-import os, subprocess, sys
+import os, signal, sys
 from rvmcv_worker import kernel
 def become_ordinary():
     if os.getuid() == 0:
@@ -224,27 +228,22 @@ if (victim := os.fork()) == 0:
     if sys.argv[1] == "hidden":
         kernel.hide_memory()
     os.write(told_w, b".")
-    sys.stdin.read()
-    os._exit(0)
+    signal.pause()
 os.read(told_r, 1)
 become_ordinary()
 try:
     print(open(f"/proc/{victim}/environ").read().count("a-canary"))
 except PermissionError:
     print("refused")
+os.kill(victim, signal.SIGKILL)
 """
 
 
 @pytest.mark.parametrize(("how", "found"), [("open", "1"), ("hidden", "refused")])
 def test_the_daemons_memory_is_hidden_from_its_own_user(how: str, found: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", LOOK_AT_ANOTHER, how],
-        env={"CANARY": "a-canary"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.communicate()[0].strip() == found
+    argv = [sys.executable, "-c", LOOK_AT_ANOTHER, how]
+    run = subprocess.run(argv, env={"CANARY": "a-canary"}, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == found
 
 
 @pytest.fixture
