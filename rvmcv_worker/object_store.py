@@ -41,8 +41,9 @@ from rvmcv_worker.urls import S3Url
 #: MinIO's client holds a whole part in memory, and the daemon shall stay small. A larger object goes
 #: up in parts, of which S3 takes 10,000: 78 GiB.
 PART_BYTES = 8 * 1024 * 1024
-#: How long an answer other than an object may take from its first byte, in seconds.
-_ANSWER_LIMIT_S = 60.0
+#: How long an answer other than an object may take from its first byte, in seconds: S3 drips blanks while it
+#: joins the parts of a large object.
+_ANSWER_LIMIT_S = 300.0
 #: What `check` puts, again and again, to see that it may.
 PROBE_KEY = "cv/doctor-probe"
 _FAULTS = (MinioException, HTTPError, OSError, ValueError, ET.ParseError)

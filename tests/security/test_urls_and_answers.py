@@ -18,7 +18,7 @@ import pytest
 import requests
 
 import rvmcv_worker
-from rvmcv_worker import protocol
+from rvmcv_worker import object_store, protocol
 from rvmcv_worker.config import (
     ServerSettings,
     Settings,
@@ -336,6 +336,15 @@ def test_row_04_an_s3_that_answers_nonsense_is_unavailable(
     files.on("/datasets/a", answer)
     with pytest.raises(DatasetUnavailableError, match=says):
         make(s3_endpoint=files.url).fetch("s3://datasets/a")
+
+
+def test_row_04_an_answer_of_s3_that_drips_for_ever_is_cut(
+    files: FileServer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_ANSWER_LIMIT_S", 0.3)
+    files.on("/models/cv/doctor-probe", _dripping_error)
+    works, sentence = make(s3_endpoint=files.url).storage.check()
+    assert (works, "no whole answer" in sentence) == (False, True), sentence
 
 
 def test_row_04_entities_of_an_s3_error_do_not_grow(files: FileServer, make: Make) -> None:
