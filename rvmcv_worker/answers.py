@@ -126,8 +126,7 @@ def error_of(
     shown = excerpt(body, secrets)
     wait_s = retry_after_s(headers)
     if 300 <= status < 400:
-        target = urlsplit(headers.get("Location") or "")
-        where = excerpt((target.hostname or target.path).encode(), secrets) or "nowhere"
+        where = excerpt(_place_of(headers.get("Location") or "").encode(), secrets) or "nowhere"
         return RedirectRefusedError(
             f"{call}: {status} redirects to {where}: refused; does [server] url name RVM-Server itself?",
             status=status,
@@ -154,6 +153,15 @@ def error_of(
     if status == 429:
         return RateLimitedError(f"{call}: 429: too many requests", status=status, retry_after_s=wait_s)
     return ServerUnavailableError(f"{call}: {status}: {shown}", status=status, retry_after_s=wait_s)
+
+
+def _place_of(location: str) -> str:
+    """Return a URL's host, or its path where it has none; nothing of what cannot be read."""
+    try:
+        target = urlsplit(location)
+    except ValueError:
+        return ""
+    return target.hostname or target.path
 
 
 def _fenced_reason(body: bytes) -> str | None:

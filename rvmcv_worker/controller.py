@@ -252,7 +252,7 @@ class Controller:
         ) as reply:
             location = None
             if path.startswith(f"{base_path}/download-model/") and reply.status in {302, 303, 307}:
-                location = urljoin(target, reply.headers.get("Location") or "") or None
+                location = _location(exchange, target, reply.headers.get("Location") or "")
             elif reply.status not in {200, 206}:
                 raise self._error(exchange, reply, sent_bytes=0, fencing=False)
             if reply.headers.get("Content-Encoding", "identity") != "identity":
@@ -401,6 +401,13 @@ def _understood(exchange: Exchange) -> Iterator[None]:
         yield
     except protocol.AnswerError as error:
         raise ServerUnavailableError(f"{exchange.call}: the answer makes no sense: {error}") from None
+
+
+def _location(exchange: Exchange, base: str, location: str) -> str | None:
+    try:
+        return urljoin(base, location) or None
+    except ValueError:
+        raise RedirectRefusedError(f"{exchange.call}: redirects to what is no URL: refused") from None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

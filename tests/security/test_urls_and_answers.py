@@ -394,6 +394,17 @@ def test_row_05_the_one_redirect_that_is_followed_takes_no_secret_along(
     assert not {name.lower() for name in seen.headers} & {"authorization", "cookie", "referer"}
 
 
+@pytest.mark.parametrize("location", ["http://[", "//[::1", "http://a:b/", "\\\\x", "", "http://\xe9/"])
+def test_row_05_a_redirect_to_what_is_no_url_is_refused(own: FileServer, make: Make, location: str) -> None:
+    for path in ("download-model/n", "job-status"):
+        own.on(f"/api/v1/cv/{path}", status(302, Location=location))
+    worker = make()
+    with pytest.raises((UrlForbiddenError, ModelUnavailableError)):
+        worker.fetch_model("n")
+    with pytest.raises(ServerUnavailableError, match="redirects to"):
+        worker.claim()
+
+
 # -- row 6: the environment ----------------------------------------------------------------------
 
 
