@@ -13,6 +13,7 @@ from loguru import logger
 
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings, Timing
+from tests import canary
 from tests.postgres import MISSING, Postgres
 
 #: Seconds that each suite takes on two idle cores, twenty-four minutes in all.
@@ -24,6 +25,7 @@ BUDGET_S = {suite: expected_s * _SLACK for suite, expected_s in EXPECTED_S.items
 hypothesis_settings.register_profile("chaos", max_examples=2000)
 
 _spent_s: dict[str, float] = defaultdict(float)
+_secrets_left: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -40,14 +42,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{suite}: {spent_s:.0f} s (expected {expected_s:.0f} s, at most {budget_s:.0f} s)"
         )
+    for found in _secrets_left:
+        terminalreporter.write_line(f"a daemon left a secret that it was given: {found}", red=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run in which a suite went over its budget."""
+    """Fail a run in which a suite went over its budget, or a daemon left a secret in its log or its state."""
     if "RVMCV_FUZZ_MINUTES" in os.environ:
-        return  # `make fuzz` takes as long as it was told
+        return  # `make fuzz` takes as long as it was told, and starts no daemon
     over = [suite for suite, spent_s in _spent_s.items() if spent_s > BUDGET_S.get(suite, 0)]
-    if over and session.exitstatus == pytest.ExitCode.OK:
+    _secrets_left.extend(canary.left_behind())
+    if (over or _secrets_left) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

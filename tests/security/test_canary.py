@@ -13,6 +13,7 @@ import gzip
 import json
 import re
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -33,7 +34,7 @@ from minio import Minio
 from rvmcv_worker.demo.drawing import draw_zip
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings, Timing
-from tests import tiny_model
+from tests import canary, tiny_model
 from tests.bad_network import BadNetwork
 from tests.canary import Canaries
 from tests.dataset_fixtures import draw
@@ -316,7 +317,7 @@ def test_everything_was_gone_through(stage: Stage) -> None:
     }
     for child in ("prepare", "train", "engine"):
         assert any(child in line for line in stage.watch.children), child
-    assert {"job.json", "drawn.zip"} <= {file.name for file, *_ in stage.watch.seen}
+    assert {"job.json", "0000.jpg"} <= {file.name for file, *_ in stage.watch.seen}
 
 
 def test_no_child_is_given_a_secret(stage: Stage) -> None:
@@ -389,3 +390,17 @@ def test_the_search_finds_a_secret_however_it_is_written(tmp_path: Path, before:
         archive.writestr("inner", text)
     assert canaries.search(tmp_path) == [f"secret: {tmp_path / 'zip'}"]
     assert canaries.names_in(SECRET_KEY[:-1].encode()) == set()
+
+
+def test_what_a_daemon_leaves_is_searched_after_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "handed_out", {})
+    canary.hand_out(tmp_path, SECRET_KEY, "short")
+    (tmp_path / "worker.log").write_text("nothing")
+    assert canary.left_behind() == []
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ledger").write_bytes(base64.b64encode(SECRET_KEY.encode()))
+    assert canary.left_behind() == [f"secret 1: {tmp_path / 'state' / 'ledger'}"]
+    shutil.rmtree(tmp_path)
+    assert canary.left_behind() == []
