@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from rvmcv_worker.demo.report import print_facts
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.urls import shown
 from tests.evil_strings import EVIL, is_one_harmless_line
+from tests.fault_stage import open_stage
+from tests.network_faults import Answer
 from tests.reference_talker import Talker
 
 evil_texts = pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL.keys())
@@ -194,3 +197,41 @@ def test_nothing_becomes_html_on_the_servers_pages(shared_server: ReferenceServe
         assert str(7777 * 7777) not in answer.text, "a template was run"
         seen += html.unescape(answer.text)
     assert "<script>alert(1)</script>" in seen, "it was there to be shown"
+
+
+@pytest.mark.slow
+def test_a_hostile_server_and_a_hostile_job_forge_nothing_in_a_real_daemon(tmp_path: Path) -> None:
+    """All of it at once: ids and error bodies of the server, messages and log lines of a child."""
+    all_of_it = " ".join(EVIL.values())
+    with open_stage(tmp_path, environment={"JOURNAL_STREAM": "8:1"}) as stage:
+        body = json.dumps({"message": all_of_it, "reason": all_of_it}).encode()
+        for kind in ("worker-status", "progress", "claim"):
+            stage.network.on(kind, lambda visit: visit.reply(Answer(422, body)))
+        page = all_of_it.encode("utf-8", "replace")
+        stage.network.on("offer", lambda visit: visit.reply(Answer(500, page)))
+        # Half a pair cannot stand in the server's own answers.
+        failed = stage.queue(then="fail", message=all_of_it.replace("\ud800", ""))
+        told = stage.first_error(failed)["message"]
+        offered = {"job_id": f"x{all_of_it[:200]}", "id": 1, "job_type": "stub", "priority": 0, "config": {}}
+        jobs = json.dumps({"jobs": [offered, {**offered, "job_type": all_of_it}]}).encode()
+        stage.network.on("offer", lambda visit: visit.reply(Answer(200, jobs)))
+        stage.queue(then="flood_log", at_most_bytes=100_000)
+        stage.network.wait_for(lambda request: request.kind == "claim" and "forged" in request.job_id)
+        stage.the_next_job_completes()
+        shown = {
+            command: subprocess.run(
+                [sys.executable, "-m", "rvmcv_worker.cli", *command, "--config", stage.worker.config_file],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=stage.worker.environment,
+            ).stdout
+            for command in (("status",), ("status", "--json"))
+        }
+    lines = stage.worker.log_file.read_text().removesuffix("\n").split("\n")
+    assert [line for line in lines if not is_one_harmless_line(line)] == []
+    assert {line[:3] for line in lines} <= {"<3>", "<4>", "<5>", "<6>", "<7>"}
+    assert "forged" in "".join(lines), "it came through, escaped"
+    assert all(is_one_harmless_line(line) for line in told.split("\n"))
+    for text in shown.values():
+        assert all(map(is_one_harmless_line, text.removesuffix("\n").split("\n")))

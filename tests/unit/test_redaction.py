@@ -90,7 +90,7 @@ def test_exceptions_of_the_http_libraries_are_logged_without_the_query(
     ):
         try:
             attempt()
-        except Exception as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             logger.exception("it broke: {}", error)
             said.append(str(error))
     logger.remove()
