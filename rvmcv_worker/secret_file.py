@@ -75,7 +75,7 @@ def _refuse_unfit(file: Path, found: os.stat_result) -> None:
         raise SecretFileError(
             f"{file}: user {found.st_uid}, whose it is, can change it: chown it to root or the worker's user"
         )
-    ways = [parent.stat().st_mode for parent in file.absolute().parents]
+    ways = [parent.stat().st_mode for parent in file.resolve().parents]
     everyone = all(mode & stat.S_IXOTH for mode in ways)
     group = all(mode & (stat.S_IXOTH | stat.S_IXGRP) for mode in ways)
     if everyone and found.st_mode & (stat.S_IROTH | stat.S_IWOTH):

@@ -80,6 +80,16 @@ def test_a_file_that_others_cannot_reach_is_taken(file: Path) -> None:
     assert secret_file.read(file) == SECRET
 
 
+def test_it_counts_where_a_directory_really_is(file: Path) -> None:
+    real = file.parent / "real"
+    real.mkdir(mode=0o755)
+    _write(real / "token", mode=0o644)
+    with tempfile.TemporaryDirectory(dir="/tmp") as hidden:  # of mode 0700
+        (Path(hidden) / "credentials").symlink_to(real)
+        with pytest.raises(SecretFileError, match="every user of this machine"):
+            secret_file.read(Path(hidden) / "credentials" / "token")
+
+
 def test_only_roots_file_may_be_its_groups(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(file, mode=0o440)
     if os.geteuid() == 0:
