@@ -72,6 +72,8 @@ def zip_entries(path: Path, max_entries: int) -> Iterator[list[Entry]]:
 
 
 def _check(info: zipfile.ZipInfo) -> None:
+    if not info.filename:  # or one that begins with NUL, where `zipfile` ends it
+        raise refusal(info.orig_filename, "has no name")
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         raise refusal(info.orig_filename, "is a link, a pipe or a device")

@@ -461,6 +461,13 @@ def test_any_tar_ends_in_files_inside_or_in_a_refusal(
         check_end(archive)
 
 
+def test_a_zip_entry_without_a_name_is_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "dataset", {"images/a.jpg": PICTURE, "nameless": b""})
+    archive.write_bytes(archive.read_bytes().replace(b"nameless", b"\0ameless"))
+    with pytest.raises(DatasetInvalidError, match="has no name"):
+        unpack(archive)
+
+
 def test_unpacking_imports_no_torch() -> None:
     """The prepare child starts in a fraction of a second and holds nothing that it does not need."""
     code = (
