@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-#: How long all targets together are fed, in minutes, as `make fuzz MINUTES=` says. Without it, one round each,
+#: How long all targets together are fed, in minutes (`make fuzz MINUTES=`). Without it, one round each,
 #: always the same: a test run does not fail for what it has not failed for before.
 MINUTES = float(os.environ.get("RVMCV_FUZZ_MINUTES", "0"))
 #: What shares that time.
