@@ -68,7 +68,8 @@ def _queue(server: ReferenceServer, data_url: str, **config: Any) -> str:
 
 @pytest.fixture(scope="module")
 def trained(server: ReferenceServer, worker: WorkerProcess, data_url: str) -> dict[str, Any]:
-    job = server.wait_until_final(_queue(server, data_url, epochs=EPOCHS, patience=0), PATIENCE_S)
+    job_id = _queue(server, data_url, epochs=EPOCHS, patience=0, safetensors=True)
+    job = server.wait_until_final(job_id, PATIENCE_S)
     assert job["status"] == "completed", job["error"]
     assert worker.workspace_files() == []
     assert worker.tree() == []
@@ -117,6 +118,7 @@ def test_the_result_says_what_was_measured_and_what_it_began_with(
 def test_curves_and_pictures_are_stored(server: ReferenceServer, trained: dict[str, Any]) -> None:
     artifacts = trained["result"]["artifacts"]
     assert set(artifacts) == {
+        "best.safetensors",
         "results.csv",
         "curves.png",
         "masks.jpg",
@@ -128,6 +130,11 @@ def test_curves_and_pictures_are_stored(server: ReferenceServer, trained: dict[s
     assert len(server.read_object(artifacts["results.csv"]).decode().splitlines()) == 1 + EPOCHS
     assert server.read_object(artifacts["masks.jpg"])[:3] == b"\xff\xd8\xff"
     assert server.read_object(artifacts["curves.png"])[:4] == b"\x89PNG"
+    from safetensors.torch import load
+
+    weights, safe = _weights(server, trained), load(server.read_object(artifacts["best.safetensors"]))
+    assert weights.keys() == safe.keys()
+    assert all(torch.equal(weights[name], safe[name]) for name in weights)
 
 
 def test_every_epoch_is_told_once_with_the_base_beside_it(

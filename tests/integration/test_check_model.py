@@ -30,7 +30,7 @@ import torch
 ultralytics_env.require_safe_load()
 
 def save(name, yolo):
-    torch.save({"model": yolo.model.half(), "train_args": yolo.overrides, "date": "2026"}, root / name)
+    torch.save({"model": yolo.model.half(), "train_args": yolo.overrides}, root / name)
 
 def opened(name):
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import mmap
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from rvmcv_worker import config, daemon
+from rvmcv_worker.compute import telltale
 from rvmcv_worker.config import (
     PINNED,
     ConfigError,
@@ -23,7 +27,7 @@ from rvmcv_worker.config import (
 )
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.engine_wire import Trust
-from rvmcv_worker.errors import ChecksumMismatchError
+from rvmcv_worker.errors import ChecksumMismatchError, ModelInvalidError
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.jobs import inference_config, model_choice
 from rvmcv_worker.jobs.inference_config import InferenceOptions
@@ -259,3 +263,188 @@ def test_the_daemon_tells_the_store_whether_there_is_a_wall(
         services.ledger.close()
         services.controller.close()
         services.storage.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("https://me:pw@minio:9000/models", "a URL with a user or password"),
+        ("s3/best.pt?X-Amz-Signature=0f1e", "a presigned URL"),
+        ("https://host/best.pt?sig=0f1e", "a presigned URL"),
+        ("Authorization: Bearer 12|abcdefgh", "a bearer token"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("AKIAIOSFODNN7EXAMPLE", "an access key"),
+        ("s3_secret_key = x", "a password or key"),
+        ("anna@vm102", "the address of a person or host"),
+        ("git@github.com:anna/x.git", "the address of a person or host"),
+    ],
+)
+def test_secrets_in_a_model_are_seen_and_not_repeated(text: str, kind: str) -> None:
+    with pytest.raises(ModelInvalidError, match=kind) as refusal:
+        telltale.refuse_secrets("best.pt", {"epochs", text}, ())
+    assert text not in refusal.value.message
+    telltale.refuse_secrets("best.pt", {"epochs", text}, [text])  # a class of the data set's
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sam_mask_decoder.iou_token.weight",
+        "metrics/mAP50-95(B)",
+        "AGPL-3.0 (https://ultralytics.com/license)",
+        "https://docs.ultralytics.com",
+        "mAP@0.5",
+        "2.15.0+cu132",
+        *(word * 2_000_000 for word in ("x", "token", "secret-", "Bearer ", "a.b+")),  # and takes no minutes
+    ],
+)
+def test_what_a_model_may_say_is_no_secret(text: str) -> None:
+    telltale.refuse_secrets("best.pt", {text}, ())
+
+
+def test_the_names_of_machine_and_user_are_found_in_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "canary-user")
+    monkeypatch.setenv("LOGNAME", "ab")
+    assert "canary-user" in telltale.machine_words()
+    assert not {"ab", "root"} & set(telltale.machine_words())
+    for metadata in ({"by": "canary-user"}, {"a": [("x", {"b": "runs of canary-user, 2026"})]}):
+        with pytest.raises(ModelInvalidError, match="names the machine or the user"):
+            telltale.refuse_place("best.pt", metadata, ())
+    telltale.refuse_place("best.pt", {"by": "canary-users", "canary-user": 1}, ())
+    telltale.refuse_place("best.pt", {"names": {0: "canary-user"}}, ["canary-user"])
+
+
+#: Makes a good model as a training of ours does, and others that say more; has each checked.
+_CHECK_YOLO11 = """
+import json, os, sys
+from pathlib import Path
+import torch
+from rvmcv_worker.compute import ultralytics_env
+from rvmcv_worker.errors import JobError
+root = Path(sys.argv[1])
+named = os.uname()[2:]
+os.uname = lambda: os.uname_result(("Linux", "vm-canary.example", *named))
+ultralytics_env.isolate(root / "check")
+ultralytics_env.isolate = lambda directory: None
+from ultralytics import YOLO
+from ultralytics.nn.tasks import torch_safe_load
+from rvmcv_worker.compute import check_model, checkpoint, safe_weights
+from rvmcv_worker.compute.child import Child
+
+child = Child(root, root / "check", progress_fd=-1)
+yolo = YOLO("yolo11n.yaml")
+raw = {"model": yolo.model, "train_args": {"model": "/home/anna/yolo11n.pt"}, "git": {"branch": "x"}}
+torch.save(raw, root / "raw.pt")
+args = checkpoint.neutral({"model": "/home/anna/yolo11n.pt", "data": "/srv/data.yaml", "optimizer": "AdamW"})
+checkpoint.clean(root / "raw.pt", root / "good.pt", args)
+good = checkpoint.weights(root / "good.pt")
+safe_weights.write(root / "good.safetensors", good)
+
+def variant(name, change):
+    content, _ = torch_safe_load(str(root / "good.pt"))
+    change(content)
+    torch.save(content, root / f"{name}.pt")
+    return f"{name}.pt"
+
+class Attack:
+    def __reduce__(self):
+        return (os.mkdir, (str(root / "marker"),))
+
+answers = {}
+def check(label, model, safe=None):
+    try:
+        job = {"model": model, "label_task": "detect", "safetensors": safe}
+        answers[label] = check_model.run(job, child)["ok_types"]
+    except JobError as error:
+        answers[label] = error.to_wire()
+
+check("good", "good.pt", "good.safetensors")
+check("as Ultralytics writes it", "raw.pt")
+check("git", variant("git", lambda content: content.update(git={"branch": "x"})))
+check("an argument", variant("argument", lambda content: content["train_args"].update(host="x")))
+check("host", variant("host", lambda content: content["train_args"].update(data="vm-canary.yaml")))
+check("user", variant("user", lambda content: setattr(content["model"], "by", ["canary-user"])))
+check("secret", variant("secret", lambda content: content.update(version="Bearer canary|0123456789")))
+check("code", variant("code", lambda content: content.update(version=Attack())))
+marker = root / "marker"
+answers["marker after the check"] = marker.exists()
+torch.load(root / "code.pt", weights_only=False)
+answers["marker after plain torch.load"] = marker.exists()
+
+first = next(iter(good))
+tensors = {
+    "other weights": {**good, first: good[first] + 1},
+    "a bit": {**good, first: (good[first].view(torch.int16) ^ 1).view(good[first].dtype)},
+    "another type": {name: tensor.float() for name, tensor in good.items()},
+    "one less": dict(list(good.items())[1:]),
+}
+for label, changed in tensors.items():
+    safe_weights.write(root / "x.safetensors", changed)
+    check(label, "good.pt", "x.safetensors")
+content = (root / "good.safetensors").read_bytes()
+size = int.from_bytes(content[:8], "little")
+header = json.loads(content[8:8 + size])
+header["__metadata__"]["by"] = "anna"
+text = json.dumps(header).encode()
+files = {
+    "metadata": len(text).to_bytes(8, "little") + text + content[8 + size:],
+    "something after it": content + b"canary",
+    "cut off": content[:-1],
+    "a pickle": (root / "good.pt").read_bytes(),
+}
+for label, changed in files.items():
+    (root / "x.safetensors").write_bytes(changed)
+    check(label, "good.pt", "x.safetensors")
+from safetensors.torch import load
+(root / "x.safetensors").write_bytes(files["metadata"])
+answers["metadata is read by others"] = len(load(files["metadata"])) == len(good)
+(root / "answers.json").write_text(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("checked")
+    (root / "check").mkdir()
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2]), "USER": "canary-user"}
+    command = [sys.executable, "-c", _CHECK_YOLO11, str(root)]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
+    return dict(json.loads((root / "answers.json").read_text()))
+
+
+@pytest.mark.slow
+def test_a_model_made_as_ours_passes_with_its_safetensors(checked: dict[str, Any]) -> None:
+    assert checked["good"] is True
+    assert checked["metadata is read by others"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("as Ultralytics writes it", "paths of the machine it was made on: '/home/anna/yolo11n.pt'"),
+        ("git", "has 'git': no training of ours writes that"),
+        ("an argument", "has 'host': no training of ours writes that"),
+        ("host", "names the machine or the user"),
+        ("user", "names the machine or the user"),
+        ("secret", "holds a bearer token"),
+        ("code", "would run code when opened"),
+        *(
+            (what, "is not best.pt's weights in another format")
+            for what in (
+                *("other weights", "a bit", "another type", "one less"),
+                *("metadata", "something after it", "cut off", "a pickle"),
+            )
+        ),
+    ],
+)
+def test_a_model_that_says_more_is_not_published(checked: dict[str, Any], what: str, told: str) -> None:
+    assert checked[what]["code"] == "model_invalid"
+    assert told in checked[what]["message"]
+    assert "canary" not in checked[what]["message"]
+
+
+@pytest.mark.slow
+def test_the_check_runs_nothing_of_what_plain_torch_runs(checked: dict[str, Any]) -> None:
+    assert checked["marker after the check"] is False
+    assert checked["marker after plain torch.load"] is True, "the attack is none: this test shows nothing"
