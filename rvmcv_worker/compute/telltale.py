@@ -15,7 +15,7 @@ from typing import Any
 
 from rvmcv_worker.errors import ModelInvalidError
 
-#: What it is -> how it looks. The text itself is never told: it would go on into reports and logs. Repeats are
+#: What it is -> how it looks. The text itself is never told: it would go on into logs. Repeats are
 #: bounded: of a stranger's text of 16 MB each place is looked at once.
 _SECRETS = {
     "a URL with a user or password": re.compile(r"://[^/\s@]{1,200}@"),
