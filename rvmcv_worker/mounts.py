@@ -5,6 +5,7 @@ And what it may touch where there is only Landlock: the same, as far as that can
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,9 @@ def python_directories() -> list[Path]:
 
 def python_mounts(directories: Sequence[Path], hide: Sequence[Path]) -> list[str]:
     """Mount `directories` read-only, without what lies below `hide`; raises `SandboxUnavailableError`."""
-    too_much = {Path.home(), *map(Path, _TOO_MUCH)}
+    too_much = set(map(Path, _TOO_MUCH))
+    with contextlib.suppress(RuntimeError):  # a user without an entry in /etc/passwd has no home
+        too_much.add(Path.home())
     mounted = [Path("/usr")]
     options: list[str] = []
     for path in sorted(set(directories), key=lambda path: len(path.parts)):

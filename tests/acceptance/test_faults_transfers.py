@@ -59,10 +59,10 @@ def _train_on_rubbish(stage: Stage, tmp_path: Path) -> str:
     file = tmp_path / "rubbish.zip"
     file.write_bytes(RUBBISH)
     if not stage.server.models():
-        stage.server.add_model(file, model_name="yolo11", version="yolo11n.pt")
+        stage.server.add_model(file, model_name="yolo11", version="of-ours.pt")
     path = stage.server.put_object("datasets", "rubbish.zip", file)
     sha256 = hashlib.sha256(RUBBISH).hexdigest()
-    config = {"dataset_url": path, "dataset_sha256": sha256, "base_model": "yolo11n.pt"}
+    config = {"dataset_url": path, "dataset_sha256": sha256, "base_model": "of-ours.pt"}
     return stage.server.queue_training(config)
 
 
