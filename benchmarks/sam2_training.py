@@ -198,7 +198,7 @@ def _delivered_and_repeated(root: Path) -> list[Figure]:
     one, other = (torch.load(path, weights_only=True)["model"] for path in weights)
     differ = sum(not torch.equal(tensor, other[key]) for key, tensor in one.items())
 
-    ours, _ = sam2_checkpoint.open_sam2(weights[0])
+    ours, _ = sam2_checkpoint.open_sam2(weights[0], image_px=IMAGE_PX)
     theirs = build_sam2(sam2_checkpoint.CONFIGS[_ARCHITECTURE], str(weights[0]), device="cpu")
     picture = np.random.default_rng(0).integers(0, 255, (PICTURE_PX, PICTURE_PX, 3), np.uint8)
     cv2.ellipse(picture, (300, 300), (90, 200), 20, 0, 360, (20, 200, 60), -1)
