@@ -68,7 +68,23 @@ _REFUSED: tuple[tuple[str, int | None, int | None], ...] = (
     ("fanotify_init", 300, 262),
     ("quotactl", 179, 60),
     ("quotactl_fd", 443, 443),
+    # objects that outlive their maker, whose memory counts as no process's, and which without a wall all of a
+    # user's processes share; multiprocessing and torch take files in /dev/shm instead
+    ("shmget", 29, 194),
+    ("shmat", 30, 196),
+    ("shmctl", 31, 195),
+    ("semget", 64, 190),
+    ("semop", 65, 193),
+    ("semctl", 66, 191),
+    ("semtimedop", 220, 192),
+    ("msgget", 68, 186),
+    ("msgsnd", 69, 189),
+    ("msgrcv", 70, 188),
+    ("msgctl", 71, 187),
+    ("mq_open", 240, 180),
+    ("mq_unlink", 241, 181),
     # much of the kernel for few users of it
+    ("io_setup", 206, 0),  # of which the whole machine has 65,536
     ("io_uring_setup", 425, 425),
     ("io_uring_enter", 426, 426),
     ("io_uring_register", 427, 427),
@@ -109,12 +125,22 @@ _JUDGED: tuple[tuple[str, int | None, int | None], ...] = (
     ("clone3", 435, 435),
     ("ioctl", 16, 29),
     ("personality", 135, 92),
+    ("fcntl", 72, 25),
+    ("prlimit64", 302, 261),
 )
 #: What these say when refused, for callers that then have another way; all others say EPERM.
-_ERRORS = dict.fromkeys(("io_uring_setup", "io_uring_enter", "io_uring_register"), errno.ENOSYS)
+_ERRORS = dict.fromkeys(
+    ("io_setup", "io_uring_setup", "io_uring_enter", "io_uring_register"), errno.ENOSYS
+)
 
 #: The flags of clone(2) that make a namespace: of users, mounts, cgroups, UTS, IPC, PIDs, the network.
 _NEW_NAMESPACE = 0x7E020000
+#: The flag of clone(2) that makes a child of one's parent, which is the daemon where there is no wall.
+_OF_MY_PARENT = 0x8000
+#: Commands of fcntl(2) by which whoever opens a file waits for its lease's holder: F_SETLEASE.
+_LEASES = (0x400,)
+#: Whose limits may be read and changed: one's own. Without a wall the daemon's could be, down to no CPU time.
+_OWN_LIMITS = (0,)
 #: Requests of ioctl(2) that type into a terminal, paste into a console, or load a line discipline.
 _TERMINAL_REQUESTS = (0x5412, 0x541C, 0x5423)
 #: What personality(2) may be asked for: the usual one, and which one it is.
@@ -184,9 +210,16 @@ def _instructions(machine: Machine, *, internet: bool) -> list[Instruction]:
         "socketpair": socket_rules,
         # Where the flags of `clone3` lie a filter cannot look: with ENOSYS the C library takes `clone`.
         "clone3": [_refuse(errno.ENOSYS)],
-        "clone": [_load_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACE), _refuse(errno.EPERM), _give(_ALLOW)],
+        "clone": [
+            _load_argument(0),
+            (_ANY_BIT, 0, 1, _NEW_NAMESPACE | _OF_MY_PARENT),
+            _refuse(errno.EPERM),
+            _give(_ALLOW),
+        ],
         "ioctl": [_load_argument(1), *_none_of(_TERMINAL_REQUESTS, errno.EPERM), _give(_ALLOW)],
         "personality": [_load_argument(0), *_one_of(_PERSONALITIES, errno.EPERM), _give(_ALLOW)],
+        "fcntl": [_load_argument(1), *_none_of(_LEASES, errno.EPERM), _give(_ALLOW)],
+        "prlimit64": [_load_argument(0), *_one_of(_OWN_LIMITS, errno.EPERM), _give(_ALLOW)],
     }
     for name, number in machine.judged.items():
         code += _call(number, rules[name])

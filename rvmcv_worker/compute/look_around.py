@@ -42,6 +42,11 @@ _CALLS: dict[str, tuple[int | None, ...]] = {
     "setns": (-1, 0),
     "clone": (0x10000011, 0, 0, 0, 0),  # CLONE_NEWUSER, SIGCHLD
     "clone3": (None, 0),
+    "shmget": (1, 0, 0),
+    "msgget": (1, 0),
+    "semget": (1, 0, 0),
+    "mq_open": (None, 0, 0, None),
+    "io_setup": (0, None),
     "bpf": (-1, None, 0),
     "userfaultfd": (-1,),
     "perf_event_open": (None, 0, -1, -1, 0),
@@ -51,6 +56,8 @@ _CALLS: dict[str, tuple[int | None, ...]] = {
     "kexec_load": (0, 1, None, 0xFFFFFFFF),
     "personality": (0x0040000,),  # ADDR_NO_RANDOMIZE
     "ioctl": (-1, 0x5412, 0),  # TIOCSTI
+    "fcntl": (-1, 0x400, 0),  # F_SETLEASE
+    "prlimit64": (1, 0, None, None),
 }
 #: Families of sockets by number, with a type that each of them has.
 _FAMILIES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,21 @@ def _write_in(_: dict[str, Any]) -> str:
 def _chmod_in(_: dict[str, Any]) -> str:
     os.chmod("in/dataset.zip", 0o777)
     return "in/dataset.zip"
+
+
+@attack("hold up whoever opens a file (a lease)")
+def _lease(targets: dict[str, Any]) -> str:
+    reached = ""
+    for path in ("in/dataset.zip", f"{targets['own']}/leased"):
+        fd = os.open(path, os.O_RDONLY | (0 if path.startswith("in/") else os.O_CREAT), 0o600)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            reached = f"a lease of {path}"
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return reached
 
 
 @attack("move what was fetched away")

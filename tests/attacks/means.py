@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
 from pathlib import Path
 from typing import Any
 
-from tests.attacks.attack import attack
+from tests.attacks.attack import attack, syscall
 
 _MIB = 1024 * 1024
 
@@ -47,6 +48,31 @@ def _unlinked(targets: dict[str, Any]) -> str:
     if targets["walled"]:
         signal.pause()  # until it is ended for it
     return f"{len(held) * targets['fill_bytes'] // _MIB} MiB"
+
+
+@attack("hold memory in no process (System V)")
+def _system_v(_: dict[str, Any]) -> str:
+    private, mode, remove = 0, 0o600, 0
+    number = syscall(29, ctypes.c_long(private), ctypes.c_size_t(_MIB), ctypes.c_long(0o1000 | mode))
+    syscall(31, ctypes.c_long(number), ctypes.c_long(remove), None)
+    return "a segment"
+
+
+@attack("leave a message queue in the kernel", needs="POSIX message queues")
+def _queue(_: dict[str, Any]) -> str:
+    name = f"rvmcv-hostile-{os.getpid()}".encode()
+    create = ctypes.c_long(os.O_CREAT | os.O_RDWR)
+    queue = syscall(240, name, create, ctypes.c_long(0o600), None)
+    os.close(queue)
+    syscall(241, name)
+    return "a queue"
+
+
+@attack("take the machine's contexts of asynchronous I/O", needs="a kernel with AIO")
+def _aio(_: dict[str, Any]) -> str:
+    context = ctypes.c_ulong(0)
+    syscall(206, ctypes.c_long(64), ctypes.byref(context))
+    return "a context"
 
 
 @attack("make a file of 10 TB", needs="a file system that can")

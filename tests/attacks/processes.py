@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -24,6 +25,23 @@ def _kill(targets: dict[str, Any]) -> str:
 def _signal(targets: dict[str, Any]) -> str:
     os.kill(targets["daemon_pid"], signal.SIGCONT)
     return f"process {targets['daemon_pid']}"
+
+
+@attack("set the daemon's limits")
+def _others_limits(targets: dict[str, Any]) -> str:
+    def change(pid: str) -> str:
+        resource.prlimit(int(pid), resource.RLIMIT_CORE, (0, 0))
+        return f"no core dumps of process {pid}"
+
+    return first_reached([str(targets["daemon_pid"]), str(targets["victim_pid"])], change)
+
+
+@attack("make its parent's child")
+def _sibling(_: dict[str, Any]) -> str:
+    of_my_parent = 0x8000
+    if syscall(56, ctypes.c_long(of_my_parent | signal.SIGCHLD), None, None, None, None) == 0:
+        os._exit(0)
+    return "a child of its parent"
 
 
 @attack("kill all that it can", alone=True)

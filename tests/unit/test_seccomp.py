@@ -49,7 +49,7 @@ def ask(name: str, call: str, *arguments: int, internet: bool = True) -> str:
 def test_each_listed_call_is_refused_whatever_its_arguments(name: str) -> None:
     machine, program = seccomp.MACHINES[name], seccomp.program(name)
     for call, number in machine.refused.items():
-        wanted = "ENOSYS" if call.startswith("io_uring") else "EPERM"
+        wanted = "ENOSYS" if call.startswith("io_") else "EPERM"
         for arguments in ((), (0xFFFFFFFFFFFFFFFF,) * 6):
             assert run(program, machine.abi, number, *arguments) == wanted, call
 
@@ -66,8 +66,8 @@ def test_all_others_are_let_through_but_none_that_is_not_known_yet(name: str) ->
 def test_calls_of_another_abi_are_the_end() -> None:
     for machine, name, foreign in ((X86_64, "x86_64", I386), (AARCH64, "aarch64", ARM)):
         program = seccomp.program(name)
-        assert run(program, foreign, 0) == "kill"
-        assert run(program, machine.abi, 0) == "allow"
+        assert run(program, foreign, 1) == "kill"
+        assert run(program, machine.abi, 1) == "allow"
     x32_read = 0x40000000
     assert run(seccomp.program("x86_64"), X86_64.abi, x32_read) == "kill"
     assert run(seccomp.program("aarch64"), AARCH64.abi, x32_read) == "ENOSYS"
@@ -78,6 +78,7 @@ def test_processes_and_threads_but_no_namespaces(name: str) -> None:
     assert ask(name, "clone", THREAD) == "allow"
     for flag in (NEW_USER, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x20000000, 0x40000000):
         assert ask(name, "clone", THREAD | flag) == "EPERM"
+    assert ask(name, "clone", 0x8000 | 17) == "EPERM"  # CLONE_PARENT
     assert ask(name, "clone", 1 << 63 | THREAD) == "allow"  # the kernel drops the upper half
     assert ask(name, "clone3", 0x1000, 88) == "ENOSYS"
 
@@ -123,6 +124,13 @@ def test_terminals_and_personalities(name: str) -> None:
     assert [ask(name, "personality", value) for value in (0, 0xFFFFFFFF, 0x40000, 8)] == [
         *("allow", "allow", "EPERM", "EPERM")
     ]
+
+
+@BOTH
+def test_no_leases_and_nobody_elses_limits(name: str) -> None:
+    assert ask(name, "fcntl", 3, 1) == "allow"  # F_GETFD
+    assert [ask(name, "fcntl", 3, command) for command in (0x400, 1 << 40 | 0x400)] == ["EPERM", "EPERM"]
+    assert [ask(name, "prlimit64", pid, 7) for pid in (0, 1, 0xFFFFFFFF)] == ["allow", "EPERM", "EPERM"]
 
 
 @BOTH
