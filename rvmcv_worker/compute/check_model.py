@@ -27,7 +27,8 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
     ``model_type``: ``yolo11`` (default) or ``sam2``. ``origin``: ``trained`` (default: by us, to be
     published) or ``base`` (fetched: other types and paths may occur). ``label_task``, and ``expect``
     ``{"task", "names"}``, of SAM2 ``{"names", "architecture"}``, where given, must hold. ``safetensors``,
-    where given, is a file that must hold the same weights.
+    where given, is a file that must hold the same weights. ``base_model`` is what the training was told to
+    begin with: its name stands in the file, and may look like anything.
     """
     path = child.root / job["model"]
     module, types, kind = _KINDS[job.get("model_type", "yolo11")]
@@ -44,7 +45,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         names = (job.get("expect") or {}).get("names") or ()
         if paths := [text for text in found.local_paths if text not in names]:
             raise ModelInvalidError(f"{path.name} holds paths of the machine it was made on: {paths[0]!r}")
-        telltale.refuse_secrets(path.name, found.strings, names)
+        telltale.refuse_secrets(path.name, found.strings, {*names, job.get("base_model")})
     child.check_stop()
 
     return {

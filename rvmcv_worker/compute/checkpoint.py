@@ -29,6 +29,17 @@ _PUBLISHED = frozenset(
     }
 )
 
+#: What Ultralytics writes of itself into a checkpoint.
+_OF_ULTRALYTICS = {
+    "version": __version__,
+    "license": "AGPL-3.0 (https://ultralytics.com/license)",
+    "docs": "https://docs.ultralytics.com",
+}
+#: What the daemon calls the data set of every training.
+_DATA_FILE = "data.yaml"
+#: The files of Ultralytics that a model is built by.
+_ARCHITECTURES = frozenset(f"yolo11{size}{task}.yaml" for size in ("", *"nsmlx") for task in ("", "-seg"))
+
 #: The layer that ends a model -> its label task.
 _TASKS = {"Detect": "detect", "Segment": "segment"}
 
@@ -170,7 +181,12 @@ def refuse_telltale(source: Path) -> None:
     settings = [
         {**args, "model": None} for args in (train_args, of_model.get("args")) if isinstance(args, dict)
     ]
-    own_words = {value for value in DEFAULT_CFG_DICT.values() if isinstance(value, str)}
+    # A machine or its user may be called "yolo11n", "docs" or "ultralytics" as well.
+    own_words = {
+        *telltale.values([DEFAULT_CFG_DICT, _OF_ULTRALYTICS, _DATA_FILE]),
+        *telltale.values([yaml_model_load("yolo11n.yaml"), yaml_model_load("yolo11n-seg.yaml")]),
+        *_ARCHITECTURES,
+    }
     telltale.refuse_place(source.name, [*about, *settings], {*class_names(model), *own_words})
 
 
@@ -199,9 +215,7 @@ def _about(trained: dict[str, Any], train_args: dict[str, Any]) -> dict[str, Any
     return {
         "train_args": train_args,
         "train_metrics": {key: float(value) for key, value in (trained.get("train_metrics") or {}).items()},
-        "version": __version__,
-        "license": "AGPL-3.0 (https://ultralytics.com/license)",
-        "docs": "https://docs.ultralytics.com",
+        **_OF_ULTRALYTICS,
     }
 
 

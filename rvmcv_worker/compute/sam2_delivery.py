@@ -102,6 +102,18 @@ def _or_error(training: Training, measure: Callable[[], dict[str, Any]]) -> dict
         return {"error": fault.message}
 
 
+def published(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures that stand in the model: not those of another model, and no errors.
+
+    An error's text may name a place on this machine, and a model that does is not published.
+    """
+    return {
+        key: None if isinstance(value, dict) and "error" in value else value
+        for key, value in metrics.items()
+        if key != "active"
+    }
+
+
 def effective(training: Training, caches: dict[str, Any]) -> dict[str, Any]:
     """Return all options in force, and what else decides about a result or its time."""
     network, device = training.network, training.network.device
@@ -140,8 +152,7 @@ def write(
         "image_px": options.imgsz,
         "trained": options.train,
         "classes": training.job["names"],
-        # Not those of another model, whose error may name a place on this machine.
-        "metrics": {key: value for key, value in metrics.items() if key != "active"},
+        "metrics": published(metrics),
         "versions": versions,
         "multimask_fallback": options.box_share < 1,
         "epochs": course.best_epoch,

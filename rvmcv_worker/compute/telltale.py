@@ -30,8 +30,8 @@ _SECRETS = {
     ),
     "the address of a person or host": re.compile(r"\w@[A-Za-z]"),
 }
-#: Names that machines and users of the same name share all over the world.
-_OF_NO_PLACE = frozenset({"root", "localhost", "nobody", "user"})
+#: Names that machines and users share all over the world, and what both are called behind the wall.
+_OF_NO_PLACE = frozenset({"root", "localhost", "nobody", "user", "job"})
 _MIN_WORD = 3
 
 

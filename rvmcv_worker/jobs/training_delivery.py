@@ -66,7 +66,7 @@ def deliver(
         if best is None:
             raise JobCrashedError("the training ended without a best.pt")
         safe = _freeze(attempt, _SAFETENSORS) if config.safetensors else None
-        checked = _check(attempt, best, safe, kind, data["names"])
+        checked = _check(attempt, best, safe, kind, data["names"], config.base_model)
     attempt.progress.confirm("upload")
     attempt.enter(ClaimState.PUBLISHING)
     with attempt.phase("upload"):
@@ -89,7 +89,7 @@ def _freeze(attempt: Attempt, name: str) -> _Model | None:
 
 
 def _check(
-    attempt: Attempt, best: _Model, safe: _Model | None, kind: Kind, names: list[str]
+    attempt: Attempt, best: _Model, safe: _Model | None, kind: Kind, names: list[str], base_model: str
 ) -> dict[str, Any]:
     """Open the frozen model in a fresh child that has seen nothing else."""
     candidate = attempt.workspace.in_dir / "candidate.pt"
@@ -101,6 +101,7 @@ def _check(
         "model": "in/candidate.pt",
         "label_task": kind.label_task,
         "expect": {"task": kind.label_task, "names": names},
+        "base_model": base_model,
         "safetensors": "in/candidate.safetensors" if safe else None,
         **kind.check,
     }

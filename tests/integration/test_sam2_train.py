@@ -350,15 +350,18 @@ def test_no_training_is_lost_over_what_is_measured_beside_it(
     def fails_on_test(base: BaseModel, network: Network) -> None:
         calls.append(base)
         if len(calls) > 1:  # the first is before the training
-            raise ValueError("a torn base")
+            raise ValueError("/srv/base of anna@vm: torn, token: x")  # a model with this is not published
         serve(base, network)
 
     monkeypatch.setattr(BaseModel, "serve", fails_on_test)
     monkeypatch.setattr(sam2_delivery.yaml, "safe_dump", lambda *_args, **_options: 1 / 0)
     child = train_here(tmp_path, options={"epochs": 1})
 
-    assert child.result["metrics"]["test"] == {"error": "ValueError in the training: a torn base"}
+    error = "ValueError in the training: /srv/base of anna@vm: torn, token: x"
+    assert child.result["metrics"]["test"] == {"error": error}
     assert child.result["files"] == ["best.pt", "results.csv", "curves.png", "masks.jpg"]
+    job = {"model": "train/best.pt", "model_type": "sam2", "expect": {"names": NAMES}}
+    assert check_model.run(job, child)["ok_types"]
     delivered = sam2_checkpoint.read(child.directory / "best.pt").weights
     trained = torch.load(child.directory / "run" / "best.pt", weights_only=True)["trained"]
     assert all(torch.equal(delivered[name], tensor) for name, tensor in trained.items())

@@ -307,6 +307,8 @@ def test_the_names_of_machine_and_user_are_found_in_values(monkeypatch: pytest.M
     monkeypatch.setenv("LOGNAME", "ab")
     assert "canary-user" in telltale.machine_words()
     assert not {"ab", "root"} & set(telltale.machine_words())
+    monkeypatch.setenv("LOGNAME", "job")  # as behind the wall, in every message of ours too
+    assert "job" not in telltale.machine_words()
     for metadata in ({"by": "canary-user"}, {"a": [("x", {"b": "runs of canary-user, 2026"})]}):
         with pytest.raises(ModelInvalidError, match="names the machine or the user"):
             telltale.refuse_place("best.pt", metadata, ())
@@ -323,7 +325,9 @@ from rvmcv_worker.compute import ultralytics_env
 from rvmcv_worker.errors import JobError
 root = Path(sys.argv[1])
 named = os.uname()[2:]
-os.uname = lambda: os.uname_result(("Linux", "vm-canary.example", *named))
+def call_this_machine(name):
+    os.uname = lambda: os.uname_result(("Linux", name, *named))
+call_this_machine("vm-canary.example")
 ultralytics_env.isolate(root / "check")
 ultralytics_env.isolate = lambda directory: None
 from ultralytics import YOLO
@@ -351,14 +355,18 @@ class Attack:
         return (os.mkdir, (str(root / "marker"),))
 
 answers = {}
-def check(label, model, safe=None):
+def check(label, model, safe=None, **more):
     try:
-        job = {"model": model, "label_task": "detect", "safetensors": safe}
+        job = {"model": model, "label_task": "detect", "safetensors": safe, **more}
         answers[label] = check_model.run(job, child)["ok_types"]
     except JobError as error:
         answers[label] = error.to_wire()
 
 check("good", "good.pt", "good.safetensors")
+for name in ("docs", "ultralytics", "AGPL", "yolo11n", "data", "Conv", "nn", "nearest", "detect"):
+    call_this_machine(name)
+    check(f"on {name}", "good.pt")
+call_this_machine("vm-canary.example")
 check("as Ultralytics writes it", "raw.pt")
 check("git", variant("git", lambda content: content.update(git={"branch": "x"})))
 check("an argument", variant("argument", lambda content: content["train_args"].update(host="x")))
@@ -366,6 +374,10 @@ check("host", variant("host", lambda content: content["train_args"].update(data=
 check("user", variant("user", lambda content: setattr(content["model"], "by", ["canary-user"])))
 check("secret", variant("secret", lambda content: content.update(version="Bearer canary|0123456789")))
 check("code", variant("code", lambda content: content.update(version=Attack())))
+named_like_a_key = "hf_bottles_and_cans_of_2026.pt"
+odd = variant("odd", lambda content: content["train_args"].update(model=named_like_a_key))
+check("from a model named like a key", odd, base_model=named_like_a_key)
+check("a key", odd)
 marker = root / "marker"
 answers["marker after the check"] = marker.exists()
 torch.load(root / "code.pt", weights_only=False)
@@ -415,6 +427,10 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_model_made_as_ours_passes_with_its_safetensors(checked: dict[str, Any]) -> None:
     assert checked["good"] is True
+    assert checked["from a model named like a key"] is True
+    on_machines = {label: answer for label, answer in checked.items() if label.startswith("on ")}
+    assert on_machines == dict.fromkeys(on_machines, True)
+    assert on_machines
     assert checked["metadata is read by others"] is True
 
 
@@ -428,6 +444,7 @@ def test_a_model_made_as_ours_passes_with_its_safetensors(checked: dict[str, Any
         ("host", "names the machine or the user"),
         ("user", "names the machine or the user"),
         ("secret", "holds a bearer token"),
+        ("a key", "holds an access key"),
         ("code", "would run code when opened"),
         *(
             (what, "is not best.pt's weights in another format")
