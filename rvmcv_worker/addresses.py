@@ -35,8 +35,8 @@ def checked(host: str, port: int, *, may_be_private: bool) -> tuple[str, ...]:
 
     One bad address among good ones refuses the name: that is no set-up that somebody meant. With
     `may_be_private` (storage in a Tailscale net has 100.64.0.0/10) an address need not be global; link-local
-    ones, where clouds keep their metadata, are reached by a literal only. Raises `OSError` when the name
-    does not resolve.
+    ones, where clouds keep their metadata, are reached by a literal only. Beside others they are left out
+    then: LLMNR, mDNS and a machine's own name give them too. Raises `OSError` when the name does not resolve.
     """
     if is_literal(host):
         return (host,)
@@ -44,16 +44,23 @@ def checked(host: str, port: int, *, may_be_private: bool) -> tuple[str, ...]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:  # a label of more than 63 characters
         raise socket.gaierror(socket.EAI_NONAME, "not the name of a host") from None
-    texts = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-    for text in texts:
+    reached: list[str] = []
+    refusal: AddressRefusedError | None = None
+    for text in dict.fromkeys(str(entry[4][0]) for entry in found):
         address = ipaddress.ip_address(text.partition("%")[0])
         inner = _embedded(address)
         shown = f"{address} ({' or '.join(map(str, inner))})" if inner else str(address)
         if _is_special(address) or any(item.is_link_local for item in inner):
-            raise AddressRefusedError(host, shown, f"name {address} itself in the configuration")
-        if not (may_be_private or _is_global(address, inner)):
-            raise AddressRefusedError(host, shown, f"put {host} itself into storage.allowed_hosts")
-    return texts[:MAX_ADDRESSES]
+            refusal = AddressRefusedError(host, shown, f"name {address} itself in the configuration")
+        elif may_be_private or _is_global(address, inner):
+            reached.append(text)
+        else:
+            refusal = AddressRefusedError(host, shown, f"put {host} itself into storage.allowed_hosts")
+        if refusal and not may_be_private:
+            raise refusal
+    if refusal and not reached:
+        raise refusal
+    return tuple(reached[:MAX_ADDRESSES])
 
 
 def named_addresses(_scheme: str, host: str, port: int) -> tuple[str, ...]:

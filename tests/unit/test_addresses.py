@@ -76,9 +76,14 @@ def test_only_a_host_named_by_itself_may_be_private(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_no_name_leads_to_the_metadata_of_a_cloud(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    resolving(monkeypatch, PUBLIC, address)
+    resolving(monkeypatch, address)
     with pytest.raises(AddressRefusedError, match=r"not a public address.*itself in the configuration"):
         checked("images.test", 443, may_be_private=True)
+    resolving(monkeypatch, address, "10.0.0.1")
+    assert checked("images.test", 443, may_be_private=True) == ("10.0.0.1",)
+    resolving(monkeypatch, PUBLIC, address)
+    with pytest.raises(AddressRefusedError, match=r"not a public address.*itself in the configuration"):
+        checked("a.cdn.test", 443, may_be_private=False)
 
 
 @pytest.mark.parametrize(
