@@ -28,17 +28,32 @@ _NAMED = re.compile(
 )
 _LOGIN = re.compile(r"(://)[^/@\s\"'<>]*@")
 _MASK = "********"
+#: Shorter secrets are not masked: that would hide every other word; nor is a short end of a token.
+_MIN_CHARS = 4
+_MIN_TAIL = 16
+_QUOTED = re.compile(r"%[0-9A-F]{2}")
 
 _secrets: set[str] = set()
 _secrets_lock = threading.Lock()
 
 
 def mask(*secrets: str) -> None:
-    """Never print these strings again, nor as a URL would have them."""
+    """Never print these strings again, nor as a URL or PHP's JSON would have them.
+
+    Of a token of Laravel's, ``12|abc…``, what follows the ``|`` opens as much as the whole.
+    """
     with _secrets_lock:
         for secret in secrets:
-            if len(secret) >= 4:
-                _secrets.update((secret, quote(secret, safe="")))
+            if len(secret) >= _MIN_CHARS:
+                _secrets.update(_forms(secret))
+            if len(tail := secret.rpartition("|")[2]) >= _MIN_TAIL:
+                _secrets.update(_forms(tail))
+
+
+def _forms(secret: str) -> set[str]:
+    quoted = quote(secret, safe="")
+    lower = _QUOTED.sub(lambda found: found.group().lower(), quoted)
+    return {secret, quoted, lower, secret.replace("/", "\\/")}
 
 
 def redact(text: str) -> str:
@@ -123,7 +138,9 @@ class _ToLoguru(logging.Handler):
     """Carries what libraries log by `logging` over to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger.opt(depth=6).log(record.levelname, "{}: {}", record.name, record.getMessage())
+        # A library may have levels of its own, which loguru knows by their numbers alone.
+        level = record.levelname if record.levelname in _PRIORITY else record.levelno
+        logger.opt(depth=6).log(level, "{}: {}", record.name, record.getMessage())
 
 
 def configure(level: str) -> None:

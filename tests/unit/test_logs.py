@@ -61,3 +61,12 @@ def test_what_urllib3_says_of_broken_headers_is_not_printed(capsys: pytest.Captu
     said = capsys.readouterr().err
     assert "a.library: unparsed data" in said
     assert "urllib3" not in said
+
+
+def test_a_level_of_a_librarys_own_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("INFO")
+    try:
+        logging.getLogger("a.library").log(35, "odd {} %s", "news")
+    finally:
+        logger.remove()
+    assert "a.library: odd {} news" in capsys.readouterr().err
