@@ -132,8 +132,8 @@ def test_row_12_killed_while_claimed(tmp_path: Path) -> None:
         rubbish.write_bytes(b"this is no archive")
         dataset = stage.server.add_dataset(rubbish, name="rubbish")
         held = stage.network.hold("datasets", Moment.BEFORE)
-        stage.server.add_model(rubbish, model_name="yolo11", version="yolo11n.pt")
-        job_id = stage.server.queue_training({"dataset_id": dataset, "base_model": "yolo11n.pt"})
+        stage.server.add_model(rubbish, model_name="yolo11", version="of-ours.pt")
+        job_id = stage.server.queue_training({"dataset_id": dataset, "base_model": "of-ours.pt"})
         held.wait()
         assert [row["state"] for row in stage.worker.ledger("claims")] == ["claimed"]
         stage.worker.kill()
