@@ -21,7 +21,7 @@ from rvmcv_worker.errors import DiskQuotaError, JobCrashedError, JobError, OutOf
 from rvmcv_worker.executor import CHILD, signal_name
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.gpu_fault import FaultKind
-from rvmcv_worker.quota import DiskQuota
+from rvmcv_worker.quota import DiskQuota, check_processes
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.workspace import Workspace
@@ -202,6 +202,10 @@ class EngineProcess:
                 raise EngineFaultError(error) from None
         if self._log.is_full:
             self.read_log()
+        try:
+            check_processes(self._tree)
+        except JobCrashedError as error:
+            raise EngineFaultError(error) from None
         try:
             self._disk.check(self._tree)
         except WorkerUnfitError:

@@ -25,7 +25,7 @@ from rvmcv_worker.errors import InternalError, JobCrashedError, JobError, OutOfM
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.launch import PYTHON
 from rvmcv_worker.process_tree import ProcessTree
-from rvmcv_worker.quota import DiskQuota, MemoryLimit
+from rvmcv_worker.quota import DiskQuota, MemoryLimit, check_processes
 from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.workspace import Workspace
@@ -147,7 +147,12 @@ def run_child(
             )
             memory = MemoryLimit(tree, limits)
             try:
-                checks = (memory.check, lambda: disk.check(tree), lambda: spec.check_gpus(False))
+                checks = (
+                    lambda: check_processes(tree),
+                    memory.check,
+                    lambda: disk.check(tree),
+                    lambda: spec.check_gpus(False),
+                )
                 run.watch(spec.timeout_s, checks)
             finally:
                 tree.kill()

@@ -55,6 +55,8 @@ def resource_limits(limits: LimitSettings) -> list[str]:
         "--core=0",
         f"--nofile={at_most(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)}",
         f"--nproc={at_most(resource.RLIMIT_NPROC, MAX_PROCESSES)}",
+        "--rtprio=0",  # where the daemon may be more than all others, its children may not
+        "--nice=0",
         f"--fsize={at_most(resource.RLIMIT_FSIZE, int(limits.max_workspace_gb * 1e9))}",
     ]
 

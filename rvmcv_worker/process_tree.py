@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from rvmcv_worker.errors import InternalError
 #: How long bwrap may take to notice that the namespace is gone, in seconds.
 _REAP_S = 2.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+#: How long open files are looked through for memory that is mapped nowhere, in seconds.
+_SLICE_S = 0.02
+#: What the kernel holds for a file in memory besides its contents, in bytes.
+_INODE_BYTES = 1024
 #: The environment variable by which a child's descendants are known without the wall, and by which a start
 #: finds what outlived a daemon.
 COOKIE = "RVMCV_JOB"
@@ -42,8 +47,9 @@ class Sample:
 class ProcessTree(abc.ABC):
     """A started child; `popen` is the process that the daemon itself waits for."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], first_pid: int) -> None:
         self.popen = popen
+        self._first_pid = first_pid
         self._exit_fd = os.pidfd_open(popen.pid)
 
     def fileno(self) -> int:
@@ -58,9 +64,35 @@ class ProcessTree(abc.ABC):
     def kill(self, within_s: float = 30.0) -> None:
         """Kill every process and wait until none is left; raises `InternalError` when some will not die."""
 
-    @abc.abstractmethod
     def pids(self) -> list[int]:
-        """Return the processes that are known to be in the tree now."""
+        """Return the processes that are known to be in the tree now: the first one and its descendants."""
+        return [pid for pid in (self._first_pid, *_descendants(self._first_pid)) if not _is_dead(pid)]
+
+    def exceeds(self, tasks: int) -> bool:
+        """Return whether the tree has more processes and threads than that.
+
+        The dead that nobody has reaped count too: each has a number of which the machine has not many.
+        """
+        for pid in (self._first_pid, *_descendants(self._first_pid)):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                tasks -= len(_names(f"/proc/{pid}/task"))
+            if tasks < 0:
+                return True
+        return False
+
+    def hiding(self) -> int | None:
+        """Return a process of the tree that does not let this user see its open files, if there is one.
+
+        One that dies is none: it has no memory any more and belongs to root for a moment.
+        """
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                try:
+                    os.scandir(f"/proc/{pid}/fd").close()
+                except PermissionError:
+                    if b"VmSize" in Path(f"/proc/{pid}/status").read_bytes():
+                        return pid
+        return None
 
     @abc.abstractmethod
     def exit_status(self) -> int:
@@ -90,35 +122,38 @@ class ProcessTree(abc.ABC):
 
     def sample(self) -> Sample:
         """Measure the tree; cheap enough for once a second. Shared pages count in each process."""
-        anonymous = mapped = 0
+        own = mapped = 0
         ticks = 0
         for pid in self.pids():
             with contextlib.suppress(OSError, ValueError):
-                anonymous_kb, mapped_kb = _fields_kb(Path(f"/proc/{pid}/status"), b"RssAnon", b"RssShmem")
-                anonymous += anonymous_kb * 1024
+                own_kb, mapped_kb = _memory_kb(pid)
+                own += own_kb * 1024
                 mapped += mapped_kb * 1024
                 # Fields 14 to 17 of proc(5): own user and system time, then those of reaped children.
                 fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
                 ticks += sum(int(field) for field in fields[11:15])
-        return Sample(anonymous + max(mapped, self.shared_bytes()), ticks / _TICKS_PER_S)
+        return Sample(own + max(mapped, self._held_in_files()), ticks / _TICKS_PER_S)
 
     def exact_memory_bytes(self) -> int:
         """Measure memory with shared pages counted once; slow for large processes.
 
         Where the kernel does not let us look so closely, shared pages count in each process.
         """
-        anonymous = mapped = 0
+        own = mapped = 0
         for pid in self.pids():
             try:
-                path = Path(f"/proc/{pid}/smaps_rollup")
-                anonymous_kb, mapped_kb = _fields_kb(path, b"Pss_Anon", b"Pss_Shmem")
+                own_kb, mapped_kb = _exact_memory_kb(pid)
             except PermissionError:
                 return self.sample().memory_bytes
             except (OSError, ValueError):  # gone meanwhile
                 continue
-            anonymous += anonymous_kb * 1024
+            own += own_kb * 1024
             mapped += mapped_kb * 1024
-        return anonymous + max(mapped, self.shared_bytes())
+        return own + max(mapped, self._held_in_files())
+
+    def _held_in_files(self) -> int:
+        """Return the bytes in files that are memory: in the tree's own file systems, and in none (memfd)."""
+        return self.shared_bytes() + self.unlinked_bytes(_nameless_device(), _SLICE_S)
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -126,14 +161,13 @@ class ProcessTree(abc.ABC):
 
 
 class NamespaceTree(ProcessTree):
-    """The tree behind the wall; `init_pid` is the first process of its PID namespace.
+    """The tree behind the wall; `init_pid` is the first process of its PID namespace, which adopts orphans.
 
     `status_fd`, where bubblewrap tells of itself, is kept open and closed with the tree.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], init_pid: int, status_fd: int) -> None:
-        super().__init__(popen)
-        self._init_pid = init_pid
+        super().__init__(popen, init_pid)
         self._status_fd = status_fd
         try:
             self._init_fd: int | None = os.pidfd_open(init_pid)
@@ -155,14 +189,10 @@ class NamespaceTree(ProcessTree):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
             if not _wait_readable(self._init_fd, within_s):
-                raise InternalError(f"process {self._init_pid} does not die; see its state in /proc")
+                raise InternalError(f"process {self._first_pid} does not die; see its state in /proc")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(_REAP_S)  # bwrap reaps the first process; killed sooner, it leaves a zombie
         _end(self.popen, within_s)
-
-    def pids(self) -> list[int]:
-        """Return what descends from the namespace's first process, which adopts orphans."""
-        return [pid for pid in (self._init_pid, *_descendants(self._init_pid)) if not _is_dead(pid)]
 
     def exit_status(self) -> int:
         """Return the status that bubblewrap handed on."""
@@ -171,13 +201,14 @@ class NamespaceTree(ProcessTree):
         return 128 - status if 128 < status <= 128 + signal.SIGRTMAX else status
 
     def shared_bytes(self) -> int:
-        """Return the bytes in the private `/tmp` and `/dev/shm`."""
+        """Return the bytes in the own `/tmp` and `/dev/shm`, and what the kernel holds for their files."""
         child = self._child()
         total = 0
         for directory in ("tmp", "dev/shm"):
             with contextlib.suppress(OSError):
                 found = os.statvfs(f"/proc/{child}/root/{directory}")
                 total += (found.f_blocks - found.f_bfree) * found.f_frsize
+                total += (found.f_files - found.f_ffree) * _INODE_BYTES
         return total
 
     def close(self) -> None:
@@ -190,7 +221,7 @@ class NamespaceTree(ProcessTree):
     def _child(self) -> int | None:
         """The child itself: of init's children, which orphans join, the one that was there first."""
         started = []
-        for pid in _children(self._init_pid):
+        for pid in _children(self._first_pid):
             with contextlib.suppress(psutil.Error):
                 started.append((psutil.Process(pid).create_time(), pid))
         return min(started)[1] if started else None
@@ -200,7 +231,7 @@ class CookieTree(ProcessTree):
     """The tree without a wall: what descends from the child or has its cookie."""
 
     def __init__(self, popen: subprocess.Popen[bytes], cookie: str) -> None:
-        super().__init__(popen)
+        super().__init__(popen, popen.pid)
         self._cookie = cookie
 
     def terminate(self) -> None:
@@ -211,13 +242,8 @@ class CookieTree(ProcessTree):
     def kill(self, within_s: float = 30.0) -> None:
         """Kill the child, its descendants, and whatever has its cookie."""
         deadline_s = time.monotonic() + within_s
-        _end(self.popen, within_s, descendants=_descendants(self.popen.pid))
+        _end(self.popen, within_s, descendants=list(_descendants(self.popen.pid)))
         kill_marked(self._cookie, deadline_s - time.monotonic())
-
-    def pids(self) -> list[int]:
-        """Return what descends from the child."""
-        found = (self.popen.pid, *_descendants(self.popen.pid))
-        return [pid for pid in found if not _is_dead(pid)]
 
     def exit_status(self) -> int:
         """Return the child's own status."""
@@ -287,14 +313,12 @@ def _is_dead(pid: int) -> bool:
         return True
 
 
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
+def _descendants(pid: int) -> Iterator[int]:
     waiting = [pid]
     while waiting:
         children = _children(waiting.pop())
-        found += children
+        yield from children
         waiting += children
-    return found
 
 
 def _children(pid: int) -> list[int]:
@@ -312,6 +336,31 @@ def _children(pid: int) -> list[int]:
 def _names(directory: str) -> list[str]:
     with os.scandir(directory) as entries:
         return [entry.name for entry in entries]
+
+
+def _memory_kb(pid: int) -> tuple[int, int]:
+    """Return a process's own memory, swapped and page tables too, and what it has mapped of shared memory."""
+    # A page of zeros counts as no memory but has a table of 4 kB: by those alone a machine can be filled.
+    fields = b"RssAnon", b"VmSwap", b"VmPTE", b"RssShmem"
+    *own, mapped = _fields_kb(Path(f"/proc/{pid}/status"), *fields)
+    return sum(own), mapped
+
+
+def _exact_memory_kb(pid: int) -> tuple[int, int]:
+    """Return the same, of shared pages a process's share."""
+    fields = b"Pss_Anon", b"SwapPss", b"Pss_Shmem"
+    *own, mapped = _fields_kb(Path(f"/proc/{pid}/smaps_rollup"), *fields)
+    return sum(own) + _fields_kb(Path(f"/proc/{pid}/status"), b"VmPTE")[0], mapped
+
+
+@functools.cache
+def _nameless_device() -> int:
+    """Return the device on which files are that were never in a directory (memfd_create)."""
+    fd = os.memfd_create("probe")
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
 
 
 def _fields_kb(path: Path, *names: bytes) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a running child may take of disk and memory."""
+"""What a running child may take of disk, memory and processes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 
+from rvmcv_worker import launch
 from rvmcv_worker.config import LimitSettings
-from rvmcv_worker.errors import DiskQuotaError, OutOfMemoryError, WorkerUnfitError
+from rvmcv_worker.errors import DiskQuotaError, JobCrashedError, OutOfMemoryError, WorkerUnfitError
 from rvmcv_worker.process_tree import ProcessTree
 from rvmcv_worker.workspace import Usage, Workspace, measure, walk
 
@@ -47,6 +48,10 @@ class DiskQuota:
         `tree`, files count too that it has removed and holds open: no walk would find them.
         """
         if tree is not None:
+            if (pid := tree.hiding()) is not None:
+                raise DiskQuotaError(
+                    f"what the job holds open cannot be measured: process {pid} hides its open files"
+                )
             self._unlinked = Usage(tree.unlinked_bytes(self._directory.stat().st_dev, _SLICE_S), 0)
         free = self._free()
         if self._under_floor(free):
@@ -149,3 +154,14 @@ class MemoryLimit:
                 f"the job holds {used / _GB:.3g} GB of memory of at most {self._limit_bytes / _GB:g} GB "
                 "(limits.max_job_memory_gb): use a smaller batch, fewer workers, or no cache"
             )
+
+
+def check_processes(tree: ProcessTree) -> None:
+    """Raise `JobCrashedError` when the tree has too many processes and threads.
+
+    The kernel's own limit does not hold root, and one user's children share it: who comes near it is ended
+    before the others have none left.
+    """
+    limit = launch.MAX_PROCESSES * 3 // 4
+    if tree.exceeds(limit):
+        raise JobCrashedError(f"the job has more than {limit} processes and threads: use fewer workers")

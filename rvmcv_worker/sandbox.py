@@ -348,17 +348,18 @@ def _accounts() -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def _readable(*contents: bytes) -> Iterator[list[int]]:
-    """Pipes to read each of `contents` from; a pipe holds 64 kB."""
-    with contextlib.ExitStack() as pipes:
+    """Descriptors to read each of `contents` from: files in memory.
+
+    Pipes would do, but a job of this user that holds many has new ones hold next to nothing: see
+    `pipe-user-pages-soft` in pipe(7). To write to one would then wait for ever.
+    """
+    with contextlib.ExitStack() as files:
         descriptors = []
         for content in contents:
-            read_fd, write_fd = os.pipe()
-            pipes.callback(os.close, read_fd)
-            try:
-                os.write(write_fd, content)
-            finally:
-                os.close(write_fd)
-            descriptors.append(read_fd)
+            file = files.enter_context(os.fdopen(os.memfd_create("rvmcv-plan"), "w+b"))
+            file.write(content)
+            file.seek(0)
+            descriptors.append(file.fileno())
         yield descriptors
 
 

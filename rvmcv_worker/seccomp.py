@@ -129,9 +129,7 @@ _JUDGED: tuple[tuple[str, int | None, int | None], ...] = (
     ("prlimit64", 302, 261),
 )
 #: What these say when refused, for callers that then have another way; all others say EPERM.
-_ERRORS = dict.fromkeys(
-    ("io_setup", "io_uring_setup", "io_uring_enter", "io_uring_register"), errno.ENOSYS
-)
+_ERRORS = dict.fromkeys(("io_setup", "io_uring_setup", "io_uring_enter", "io_uring_register"), errno.ENOSYS)
 
 #: The flags of clone(2) that make a namespace: of users, mounts, cgroups, UTS, IPC, PIDs, the network.
 _NEW_NAMESPACE = 0x7E020000

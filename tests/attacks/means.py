@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 import resource
 import signal
 from pathlib import Path
 from typing import Any
 
-from tests.attacks.attack import attack, syscall
+from tests.attacks.attack import LIBC, attack, syscall
 
 _MIB = 1024 * 1024
 
@@ -48,6 +50,41 @@ def _unlinked(targets: dict[str, Any]) -> str:
     if targets["walled"]:
         signal.pause()  # until it is ended for it
     return f"{len(held) * targets['fill_bytes'] // _MIB} MiB"
+
+
+@attack("hide the files that it has removed and holds open", alone=True)
+def _hidden_files(targets: dict[str, Any]) -> str:
+    not_dumpable = LIBC.prctl(4, 0, 0, 0, 0) == 0  # /proc/PID/fd is root's from here on
+    if targets["walled"]:
+        if targets["user"] == "root":
+            raise OSError(errno.EPERM, "nothing is hidden from root")
+        signal.pause()  # until it is ended for it
+    return "hidden" if not_dumpable else ""
+
+
+@attack("hold memory in files without a name (memfd)", alone=True)
+def _memfd(targets: dict[str, Any]) -> str:
+    fd = os.memfd_create("hostile")
+    os.posix_fallocate(fd, 0, targets["fill_bytes"])
+    if targets["walled"]:
+        signal.pause()  # until it is ended for it
+    return f"{targets['fill_bytes'] // _MIB} MiB"
+
+
+@attack("hold memory in the tables of memory that it never has", alone=True)
+def _page_tables(targets: dict[str, Any]) -> str:
+    covered, length = 2 * _MIB, 2**46  # bytes that one table maps; most that a process may map is twice that
+    private, anonymous, no_reserve = 0x2, 0x20, 0x4000
+    LIBC.mmap.restype = ctypes.c_void_p
+    flags = private | anonymous | no_reserve
+    start = LIBC.mmap(None, ctypes.c_size_t(length), mmap.PROT_READ, flags, -1, ctypes.c_long(0))
+    if start in {None, ctypes.c_void_p(-1).value}:
+        raise OSError(ctypes.get_errno(), "no mapping")
+    for number in range(targets["fill_bytes"] // 4096 if targets["walled"] else 100):
+        ctypes.string_at(start + number * covered, 1)
+    if targets["walled"]:
+        signal.pause()  # until it is ended for it
+    return "tables"
 
 
 @attack("hold memory in no process (System V)")

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tests.attacks.attack import attack, first_reached, others, syscall
@@ -94,17 +95,28 @@ def _orphan(targets: dict[str, Any]) -> str:
     return "left; whether it lives on is for the daemon to see"
 
 
-@attack("a fork bomb", by="ordinary", alone=True)
-def _fork_bomb(_: dict[str, Any]) -> str:
+@attack("a fork bomb", alone=True)
+def _fork_bomb(targets: dict[str, Any]) -> str:
+    return _bomb(targets, signal.pause)
+
+
+@attack("take all numbers of processes by dead ones", alone=True)
+def _zombies(targets: dict[str, Any]) -> str:
+    return _bomb(targets, lambda: os._exit(0))
+
+
+def _bomb(targets: dict[str, Any], live: Callable[[], object]) -> str:
     pids: list[int] = []
     try:
         while len(pids) < _BOMB_PROCESSES:
             pid = os.fork()
             if pid == 0:
-                signal.pause()
+                live()
             pids.append(pid)
     except OSError:
         pass
+    if targets["walled"]:
+        signal.pause()  # until it is ended for it
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
