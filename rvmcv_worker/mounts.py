@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import rvmcv_worker
@@ -73,7 +73,25 @@ def gpu_mounts(gpus: Sequence[int]) -> list[str]:
         options += ["--dev-bind-try" if path.startswith("/dev") else "--ro-bind-try", path, path]
     for pci in sorted(Path("/sys/devices").glob("pci*")):  # what the links in /sys/bus/pci lead to
         options += ["--ro-bind", str(pci), str(pci)]
+        for path in _windows(pci):
+            options += ["--ro-bind", "/dev/null", str(path)]
     return options
+
+
+def _windows(pci: Path) -> Iterator[Path]:
+    """Yield what of PCI devices none but their owner may read, which a daemon that is root stays inside.
+
+    They lead to registers and memory of the devices: other jobs' cards, disks and networks too.
+    """
+    if os.geteuid() != 0:
+        return
+    with os.scandir(pci) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name.count(":") == 2:  # as in 0000:65:00.0; others hold no device
+                    yield from _windows(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False) and entry.stat().st_mode & 0o404 == 0o400:
+                yield Path(entry.path)
 
 
 def _cards(gpus: Sequence[int]) -> list[str]:

@@ -7,6 +7,7 @@ lease, and its answer may say `cancel`.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,8 +31,9 @@ _TURN_LOOK_S = 0.2
 _LEAST_S = 0.01
 #: Epochs in one report: after a long outage the rest follows in the next ones.
 _EPOCHS_A_REPORT = 200
-#: Epochs that wait for RVM-Server at most; a child that sends more is no training.
-_MAX_EPOCHS = 100_000
+#: Epochs that wait for RVM-Server at most, and characters of each; a child that sends more is no training.
+#: Together they are what a hostile one may take of the daemon's memory.
+_MAX_EPOCHS, _MAX_EPOCH_CHARS = 20_000, 4000
 
 
 class ProgressReporter:
@@ -102,7 +104,8 @@ class ProgressReporter:
         # A child names no object in storage: the next attempt would fetch it with the worker's own keys.
         known = {key: said[key] for key in said if key in Progress.model_fields and key != "checkpoint"}
         history = known.pop("history", [])
-        epochs = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+        said_epochs = history if isinstance(history, list) else []
+        epochs = [entry for entry in said_epochs if isinstance(entry, dict) and _is_short(entry)]
         with self._wake:
             room = _MAX_EPOCHS - len(self._history)
         self.update(**known, history=epochs[: max(0, room)])
@@ -197,6 +200,10 @@ class ProgressReporter:
     def _forget(self, sent: list[dict[str, Any]]) -> None:
         gone = {id(entry) for entry in sent}
         self._history = [entry for entry in self._history if id(entry) not in gone]
+
+
+def _is_short(entry: dict[str, Any]) -> bool:
+    return len(json.dumps(entry)) <= _MAX_EPOCH_CHARS
 
 
 def merged(waiting: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ _START_S = 30.0
 _OUTPUT_BYTES = 1_000_000
 #: What is open without a wall, with Landlock and without it.
 _WITH_LANDLOCK = (
-    "no wall: a job reaches this user's unix sockets and /dev/shm, and sees the machine's processes; "
+    "no wall: a job reaches unix sockets and /dev/shm as this user, and sees the machine's processes; "
     "Landlock keeps it to its own files"
 )
 _WITH_NOTHING = "no wall: a job reads, changes and ends whatever this user can; install bubblewrap"

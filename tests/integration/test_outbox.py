@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rvmcv_worker import http_session
+from rvmcv_worker import http_session, progress
 from rvmcv_worker.config import ServerSettings, Settings, TimingSettings, WorkerSettings
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.errors import FencedError, JobCancelledError, WorkerStoppedError
@@ -102,6 +102,18 @@ def _reporter(
         interrupt=interrupt,
         state=state,
     )
+
+
+def test_a_child_that_tells_of_epochs_without_end_takes_little_memory(
+    settings: Settings, controller: Controller
+) -> None:
+    reporter = _reporter(controller, settings, Interrupt())  # its thread is not started: nothing is told
+    for first in range(0, 25_000, 1000):
+        reporter.take({"history": [{"epoch": first + number} for number in range(1000)]})
+    assert len(reporter._history) == progress._MAX_EPOCHS
+    other = _reporter(controller, settings, Interrupt())
+    other.take({"history": [{"epoch": 0, "losses": "x" * 60_000}, {"epoch": 1}]})
+    assert other._history == [{"epoch": 1}]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,22 @@ def test_mounts_are_not_repeated_and_hold_what_is_to_be_hidden(tmp_path: Path) -
     assert options == ["--ro-bind", venv, venv, "--tmpfs", str(state), "--remount-ro", str(state)]
 
 
+def test_root_keeps_the_windows_to_pci_devices_from_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "0000:00:01.0" / "0000:65:00.0"
+    (card / "power").mkdir(parents=True)
+    modes = {"resource1": 0o600, "rom": 0o600, "vendor": 0o444, "remove": 0o200, "power/control": 0o644}
+    for name, mode in modes.items():
+        (card / name).touch()
+        (card / name).chmod(mode)
+    (card / "link").symlink_to("rom")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert set(mounts._windows(tmp_path)) == {card / "resource1", card / "rom"}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert list(mounts._windows(tmp_path)) == []
+
+
 def test_the_interpreter_is_found_through_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tmp_path / "cpython-3.10.1"
     (real / "bin").mkdir(parents=True)
