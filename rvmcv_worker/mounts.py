@@ -73,8 +73,8 @@ def gpu_mounts(gpus: Sequence[int]) -> list[str]:
         options += ["--dev-bind-try" if path.startswith("/dev") else "--ro-bind-try", path, path]
     for pci in sorted(Path("/sys/devices").glob("pci*")):  # what the links in /sys/bus/pci lead to
         options += ["--ro-bind", str(pci), str(pci)]
-        for path in _windows(pci):
-            options += ["--ro-bind", "/dev/null", str(path)]
+        for window in _windows(pci):
+            options += ["--ro-bind", "/dev/null", str(window)]
     return options
 
 

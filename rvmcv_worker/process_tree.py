@@ -12,6 +12,7 @@ import abc
 import contextlib
 import functools
 import os
+import random
 import select
 import signal
 import subprocess
@@ -19,10 +20,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from rvmcv_worker.errors import InternalError
+
+Item = TypeVar("Item")
 
 #: How long bwrap may take to notice that the namespace is gone, in seconds.
 _REAP_S = 2.0
@@ -105,15 +109,16 @@ class ProcessTree(abc.ABC):
     def unlinked_bytes(self, device: int, within_s: float) -> int:
         """Return what the tree holds open on `device` of files that are in no directory any more.
 
-        Looks no longer than `within_s`: what a tree with descriptors without end hides behind them stays so.
+        Looks no longer than `within_s`, each time in another order: behind descriptors without end a file is
+        hidden for some time only.
         """
         end_s = time.monotonic() + within_s
         found: dict[int, int] = {}
-        for pid in self.pids():
+        for pid in _shuffled(self.pids()):
             with contextlib.suppress(OSError):  # gone meanwhile
-                for descriptor in _names(f"/proc/{pid}/fd"):
+                for descriptor in _shuffled(_names(f"/proc/{pid}/fd")):
                     with contextlib.suppress(OSError):
-                        info = Path(f"/proc/{pid}/fd", descriptor).stat()
+                        info = os.stat(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH116 - twice as fast
                         if info.st_nlink == 0 and info.st_dev == device:
                             found[info.st_ino] = info.st_blocks * 512
                     if time.monotonic() > end_s:
@@ -361,6 +366,10 @@ def _nameless_device() -> int:
         return os.fstat(fd).st_dev
     finally:
         os.close(fd)
+
+
+def _shuffled(items: list[Item]) -> list[Item]:
+    return random.sample(items, len(items))
 
 
 def _fields_kb(path: Path, *names: bytes) -> list[int]:

@@ -52,6 +52,15 @@ def _unlinked(targets: dict[str, Any]) -> str:
     return f"{len(held) * targets['fill_bytes'] // _MIB} MiB"
 
 
+@attack("hide a file that it has removed behind many others", alone=True)
+def _behind_many(targets: dict[str, Any]) -> str:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for _ in range(min(most, 8192) - 50):
+        os.open("/dev/null", os.O_RDONLY)
+    return _unlinked(targets)
+
+
 @attack("hide the files that it has removed and holds open", alone=True)
 def _hidden_files(targets: dict[str, Any]) -> str:
     not_dumpable = LIBC.prctl(4, 0, 0, 0, 0) == 0  # /proc/PID/fd is root's from here on
