@@ -11,11 +11,11 @@ from audit import advisories, licences
 
 #: CycloneDX's own tool for Python, in a throw-away environment.
 _CYCLONEDX = "cyclonedx-bom==7.5.0"
-_FOUND, _NOT_COMPARED = 1, 3
+_FOUND, _UNDONE = 1, 3
 
 
 def main() -> int:
-    """Return 0 when nothing is wrong, 1 for something found, 3 when advisories could not be had."""
+    """Return 0 when nothing is wrong, 1 for something found, 3 for a part that could not be done."""
     parser = argparse.ArgumentParser(prog="make audit", description=__doc__)
     parser.add_argument("--uv", default="uv", help="uv's command")
     parser.add_argument("--sbom", type=Path, default=Path("sbom.cdx.json"), help="CycloneDX file to write")
@@ -31,21 +31,26 @@ def main() -> int:
     if wanted.licences_only:
         return _FOUND if found else 0
 
-    write_sbom(wanted.uv, wanted.sbom)
-    print(f"bill of materials: {wanted.sbom}")
+    otherwise = 0
+    try:
+        write_sbom(wanted.uv, wanted.sbom)
+        print(f"bill of materials: {wanted.sbom}")
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"bill of materials: NOT WRITTEN: {error}")
+        otherwise = _UNDONE
 
     if wanted.service == "none":
         print("advisories: NOT compared, as was asked")
-        return _FOUND if found else 0
+        return _FOUND if found else otherwise
     try:
         known = advisories.look_up(wanted.uv, wanted.service)
     except advisories.UnreachableError as error:
         print(f"advisories: NOT COMPARED, {wanted.service} cannot be reached: {error}")
         print("try again with the internet, or SERVICE=osv, or leave them out by SERVICE=none")
-        return _FOUND if found else _NOT_COMPARED
+        return _FOUND if found else _UNDONE
     print(f"advisories: {known.looked_up} packages looked up, {len(known.holes)} known holes")
     print(*known.holes, sep="\n")
-    return _FOUND if found or known.holes else 0
+    return _FOUND if found or known.holes else otherwise
 
 
 def write_sbom(uv: str, file: Path) -> None:

@@ -40,17 +40,25 @@ def look_up(uv: str, service: str) -> Findings:
             "--vulnerability-service",
             service,
         ]
-        ended = subprocess.run(
-            [*command, "--format", "json", "--output", str(report)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            ended = subprocess.run(
+                [*command, "--format", "json", "--output", str(report)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError as error:
+            raise UnreachableError(f"{uv} cannot be run: {error.strerror}") from None
         # Its status is 1 for a hole as well as for a broken connection: only the report tells.
         if not report.is_file() or not report.read_text():
             said = (ended.stderr.strip() or "nothing said").splitlines()[-1]
             raise UnreachableError(f"pip-audit ended with {ended.returncode}: {said[:500]}")
-        return judge(json.loads(report.read_text()))
+        try:
+            return judge(json.loads(report.read_text()))
+        except (ValueError, KeyError, TypeError):
+            raise UnreachableError(
+                f"pip-audit ended with {ended.returncode} and no report that can be read"
+            ) from None
 
 
 def judge(report: dict[str, Any]) -> Findings:

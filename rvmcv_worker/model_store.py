@@ -145,12 +145,15 @@ class ModelStore:
         except ChecksumMismatchError as error:
             if pinned is None:
                 raise
-            raise ChecksumMismatchError(f"{error.message}: [models.pinned] names it") from None
+            raise ChecksumMismatchError(
+                f"{error.message}: [models.pinned] names it; {_to_unpin(wanted)}"
+            ) from None
         except ModelUnavailableError:
             named = self._read_names().get(wanted)
             if named is not None and pinned not in (None, named):
                 raise ChecksumMismatchError(
-                    f"the worker's store has {named} as {wanted}, but [models.pinned] says {pinned}"
+                    f"the worker's store has {named} as {wanted}, but [models.pinned] says {pinned}; "
+                    + _to_unpin(wanted)
                 ) from None
             if named is None or expected not in (None, named) or self.get(named) is None:
                 raise
@@ -279,9 +282,16 @@ def _expected(wanted: str, expected_sha256: str | None, pinned: str | None) -> s
     if pinned and expected not in (None, pinned):
         raise ChecksumMismatchError(
             f"the job wants {wanted} to be {expected}, but the worker's [models.pinned] says that it is"
-            f" {pinned}: upload another model under a name of its own"
+            f" {pinned}; {_to_unpin(wanted)}"
         )
     return expected or by_hash or pinned
+
+
+def _to_unpin(wanted: str) -> str:
+    return (
+        "upload another model under a name of its own, or, where yours is another on purpose, pin its sha256"
+        f" ({json.dumps(wanted)} there)"
+    )
 
 
 def copy_hashed(source: BinaryIO, target: BinaryIO) -> str:

@@ -97,7 +97,8 @@ def test_a_pinned_name_does_not_stand_for_what_somebody_uploaded(
 ) -> None:
     server.on(f"{API}/{name}", give(FORGED, promise=sha256_of(FORGED)))
 
-    with pytest.raises(ChecksumMismatchError, match=rf"not {sha256_of(GENUINE)}.*\[models.pinned\]"):
+    told = rf"not {sha256_of(GENUINE)}.*\[models.pinned\].*a name of its own, or.*pin its sha256"
+    with pytest.raises(ChecksumMismatchError, match=told):
         fetch(worker(PINS), name)
     assert list((tmp_path / "models").iterdir()) == []
     assert fetch(worker(UNPINNED), name) == sha256_of(FORGED), "the attack is none: this test shows nothing"
@@ -189,6 +190,8 @@ def test_the_pin_of_one_model_takes_no_other_away(tmp_path: Path) -> None:
     assert models.sha256_of("yolo11s.pt") is None
     assert f'"{SEGMENTER}" = "{"ab" * 32}"' in "\n".join(config.show(config.load(file)))
 
+    file.write_text(f'[models.pinned]\n"{SEGMENTER}" = "{"AB" * 32}"\n')
+    assert config.load(file).models.sha256_of(SEGMENTER) == "ab" * 32
     file.write_text('[models.pinned]\nYOLO11n = ""\n')
     assert config.load(file).models.sha256_of("yolo11n.pt") is None
     file.write_text('[models.pinned]\n"yolo11n.pt" = "none"\n')

@@ -329,6 +329,7 @@ def test_known_holes_are_told_with_what_mends_them(tmp_path: Path) -> None:
     ("report", "status", "said"),
     [
         (None, 1, "pip-audit ended with 1: ConnectionError: no"),
+        (["another form"], 0, "no report that can be read"),
         ({"dependencies": []}, 0, "0 of 0 packages"),
         # What it makes of an index that answers 404 to every question: status 0, "no known holes".
         (
@@ -366,3 +367,20 @@ def test_the_audits_status_tells(
         check=False,
     )
     assert (ended.returncode, said in ended.stdout) == (status, True), ended.stdout[-500:] + ended.stderr
+
+
+@pytest.mark.parametrize("service", ["pypi", "none"])
+def test_an_audit_that_cannot_be_done_is_told_from_one_that_found_something(
+    tmp_path: Path, service: str
+) -> None:
+    uv = str(tmp_path / "no-uv")
+    ended = subprocess.run(
+        [sys.executable, "-m", "audit", "--uv", uv, "--sbom", str(tmp_path / "sbom"), "--service", service],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert "bill of materials: NOT WRITTEN" in ended.stdout
+    assert ("no-uv cannot be run" in ended.stdout) == (service == "pypi")
