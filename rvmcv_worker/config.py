@@ -39,6 +39,11 @@ Slots = Annotated[int, Field(ge=1, le=64)]
 #: A model as RVM-Server calls it: a version, a file name or a sha256; never a path.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
+#: A host of which files may come, perhaps a pattern for all beneath it, perhaps with a port.
+_HOST_ENTRY = re.compile(
+    r"(?i)((\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?"
+)
+
 #: Job types that the inference engine serves.
 INFERENCE_JOB_TYPES = frozenset({"inference", "batch-inference"})
 
@@ -75,7 +80,10 @@ class ServerSettings(Section):
     @classmethod
     def _proxy_without_login(cls, value: str | None) -> str | None:
         if value is not None and "@" in value:
-            raise ValueError("must be without user and password: secrets do not belong into this file")
+            raise ValueError(
+                "must be without user and password: secrets do not belong into this file; have the proxy let"
+                " this machine through by its address, or name a forwarder on it that logs in"
+            )
         return value
 
     @property
@@ -130,6 +138,17 @@ class StorageSettings(Section):
         ):
             raise ValueError("must be http(s)://host[:port]")
         return value.rstrip("/")
+
+    @field_validator("allowed_hosts", "plain_http_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """An entry that no URL ever matches would look like a host that is allowed."""
+        if wrong := [entry for entry in value if not _HOST_ENTRY.fullmatch(entry)]:
+            shown = ascii(wrong[0].rpartition("@")[2])
+            raise ValueError(
+                f"{shown} is no host: write host, host:port, *.domain or [IPv6], without scheme and path"
+            )
+        return value
 
 
 class LimitSettings(Section):
@@ -202,7 +221,12 @@ class ModelSettings(Section):
         if not isinstance(value, dict):
             return value
         of_defaults = {_as_pinned(name): name for name in PINNED}
-        given = {of_defaults.get(_as_pinned(str(name)), name): sha256 for name, sha256 in value.items()}
+        given = {
+            of_defaults.get(_as_pinned(str(name)), name): sha256.lower()
+            if isinstance(sha256, str)
+            else sha256
+            for name, sha256 in value.items()
+        }
         return {**PINNED, **given}
 
     def sha256_of(self, name: str) -> str | None:

@@ -101,3 +101,41 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(tmp_path: Path, toke
         config.load_credentials(_settings(tmp_path))
     assert f"{file}: {said}" in str(caught.value)
     assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["allowed_hosts", "plain_http_hosts"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "https://files.test",
+        "files.test/models",
+        "me:canary@files.test",
+        "*",
+        "a.*.test",
+        "::1",
+        "x:0",
+        "",
+        "m\u00fcll.test",
+    ],
+)
+def test_a_host_that_no_url_would_match_is_refused(tmp_path: Path, key: str, entry: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[storage]\n{key} = ["{entry}"]\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"storage\.{key}.*is no host: write host, host:port") as caught:
+        config.load(file)
+    assert "canary" not in str(caught.value)
+
+
+def test_every_form_of_a_host_is_taken(tmp_path: Path) -> None:
+    entries = [
+        "vm100",
+        "Files.test:8443",
+        "*.cdn.test",
+        "192.0.2.7:9000",
+        "[FD00::1]",
+        "[::1]:9000",
+        "a_b.test",
+    ]
+    file = tmp_path / "config.toml"
+    file.write_text(f"[storage]\nallowed_hosts = {entries}\n")
+    assert list(config.load(file).storage.allowed_hosts) == entries
