@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +17,8 @@ MIN_CHARS = 16
 _MAX_FILE_BYTES = 64_000_000
 #: Larger files of a daemon's state are models, which came from the server.
 _MAX_LEFT_BYTES = 2_000_000
+#: What is raised for an archive that is cut off, encrypted or no archive after all.
+_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 
 
 def forms(secret: str) -> frozenset[bytes]:
@@ -58,13 +61,17 @@ class Canaries:
 
 
 def _unpacked(content: bytes) -> Iterator[bytes]:
+    """Yield `content`, and what it holds packed: of a bomb the start, of what is damaged nothing."""
     yield content
-    if content.startswith(b"\x1f\x8b"):
-        yield gzip.decompress(content)
-    elif content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in archive.namelist():
-                yield archive.read(name)
+    with contextlib.suppress(*_DAMAGED):
+        if content.startswith(b"\x1f\x8b"):
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+                yield packed.read(_MAX_FILE_BYTES)
+        elif content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                for entry in archive.infolist():
+                    with archive.open(entry) as file:
+                        yield file.read(_MAX_FILE_BYTES)
 
 
 #: What the daemons of this run were given, by the directory in which each left its log and its state.

@@ -402,5 +402,9 @@ def test_what_a_daemon_leaves_is_searched_after_the_run(
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "ledger").write_bytes(base64.b64encode(SECRET_KEY.encode()))
     assert canary.left_behind() == [f"secret 1: {tmp_path / 'state' / 'ledger'}"]
+    whole = gzip.compress(bytes(100_000))
+    (tmp_path / "state" / "cut.gz").write_bytes(whole[:-20])  # as a daemon leaves it that was killed
+    (tmp_path / "state" / "spoiled.gz").write_bytes(whole[:20] + b"x" * 30)
+    assert canary.left_behind() == [f"secret 1: {tmp_path / 'state' / 'ledger'}"]
     shutil.rmtree(tmp_path)
     assert canary.left_behind() == []
