@@ -45,7 +45,7 @@ def run(job: dict[str, Any], child: Child) -> dict[str, Any]:
         names = (job.get("expect") or {}).get("names") or ()
         if paths := [text for text in found.local_paths if text not in names]:
             raise ModelInvalidError(f"{path.name} holds paths of the machine it was made on: {paths[0]!r}")
-        telltale.refuse_secrets(path.name, found.strings, {*names, job.get("base_model")})
+        telltale.refuse_secrets(path.name, found.strings, {*names, job.get("base_model", "")})
     child.check_stop()
 
     return {

@@ -39,9 +39,10 @@ def facts(path: Path, job: dict[str, Any], child: Child) -> dict[str, Any]:
                 f"{path.name} has {path.stat().st_size} bytes, but its tensors need {4 * parameters}: "
                 "save tensors that are not views of larger ones, and nothing else"
             )
-        # The base model's name is RVM-Server's word, the classes are the data set's, others our own.
+        # The base model's name is RVM-Server's word, the classes are the data set's; others are our own, and
+        # a machine may be called "box".
         said = {**metadata.plain(), "base_model": None, "config": None, "trained": None}
-        telltale.refuse_place(path.name, said, metadata.classes)
+        telltale.refuse_place(path.name, said, {*metadata.classes, str(metadata.metrics.get("verdict"))})
         about = {"names": metadata.classes, "image_px": metadata.image_px}
     if job.get("safetensors"):
         safe_weights.require_same(child.root / job["safetensors"], checkpoint.weights)

@@ -74,6 +74,17 @@ def test_a_class_may_look_like_a_path(candidate: Path) -> None:
     assert check(candidate, expect={"names": classes})["names"] == classes
 
 
+def test_a_machine_may_be_called_like_what_we_write(candidate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "box")
+    monkeypatch.setenv("LOGNAME", "sam2")
+    verdict = "better than the base model on val, but not than the box itself"
+    sam2_files.save(candidate, content(metrics={"verdict": verdict}, base_model="sam2.1_hiera_tiny"))
+    assert check(candidate)["ok_types"] is True
+    sam2_files.save(candidate, content(metrics={"by": "box"}))
+    with pytest.raises(ModelInvalidError, match="names the machine or the user"):
+        check(candidate)
+
+
 def test_it_stops_when_it_is_asked_to(candidate: Path) -> None:
     sam2_files.save(candidate, content())
     child = Child(candidate.parents[1], candidate.parent, progress_fd=-1)
