@@ -346,6 +346,11 @@ def test_what_was_not_compared_is_not_called_good(
         advisories.look_up(fake_uv(tmp_path, report, status), "pypi")
 
 
+def audit(uv: str, sbom: Path, service: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "audit", "--uv", uv, "--sbom", str(sbom), "--service", service]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("report", "service", "status", "said"),
     [
@@ -359,13 +364,7 @@ def test_the_audits_status_tells(
     tmp_path: Path, report: dict[str, Any] | None, service: str, status: int, said: str
 ) -> None:
     uv = fake_uv(tmp_path, report, 0)
-    ended = subprocess.run(
-        [sys.executable, "-m", "audit", "--uv", uv, "--sbom", str(tmp_path / "sbom"), "--service", service],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = audit(uv, tmp_path / "sbom", service)
     assert (ended.returncode, said in ended.stdout) == (status, True), ended.stdout[-500:] + ended.stderr
 
 
@@ -373,14 +372,7 @@ def test_the_audits_status_tells(
 def test_an_audit_that_cannot_be_done_is_told_from_one_that_found_something(
     tmp_path: Path, service: str
 ) -> None:
-    uv = str(tmp_path / "no-uv")
-    ended = subprocess.run(
-        [sys.executable, "-m", "audit", "--uv", uv, "--sbom", str(tmp_path / "sbom"), "--service", service],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = audit(str(tmp_path / "no-uv"), tmp_path / "sbom", service)
     assert ended.returncode == 3, ended.stderr
     assert "bill of materials: NOT WRITTEN" in ended.stdout
     assert ("no-uv cannot be run" in ended.stdout) == (service == "pypi")
