@@ -49,7 +49,10 @@ class Sample:
 
 
 class ProcessTree(abc.ABC):
-    """A started child; `popen` is the process that the daemon itself waits for."""
+    """A started child; `popen` is the process that the daemon itself waits for.
+
+    The tree is what descends from `first_pid`, which may be another.
+    """
 
     def __init__(self, popen: subprocess.Popen[bytes], first_pid: int) -> None:
         self.popen = popen
@@ -87,9 +90,10 @@ class ProcessTree(abc.ABC):
     def hiding(self) -> int | None:
         """Return a process of the tree that does not let this user see its open files, if there is one.
 
-        One that dies is none: it has no memory any more and belongs to root for a moment.
+        One that dies is none: it has no memory any more and belongs to root for a moment. Nor is the first,
+        which behind the wall is bubblewrap's own.
         """
-        for pid in self.pids():
+        for pid in _descendants(self._first_pid):
             with contextlib.suppress(OSError):
                 try:
                     os.scandir(f"/proc/{pid}/fd").close()
