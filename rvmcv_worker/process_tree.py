@@ -31,8 +31,8 @@ Item = TypeVar("Item")
 #: How long bwrap may take to notice that the namespace is gone, in seconds.
 _REAP_S = 2.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-#: How long open files are looked through for memory that is mapped nowhere, in seconds.
-_SLICE_S = 0.02
+#: How long open files are looked through at most, in seconds: time for some 10,000.
+_LOOK_S = 0.1
 #: What the kernel holds for a file in memory besides its contents, in bytes.
 _INODE_BYTES = 1024
 #: The environment variable by which a child's descendants are known without the wall, and by which a start
@@ -110,13 +110,13 @@ class ProcessTree(abc.ABC):
         """Return the bytes in the tree's private in-memory file systems."""
         return 0
 
-    def unlinked_bytes(self, device: int, within_s: float) -> int:
+    def unlinked_bytes(self, device: int) -> int:
         """Return what the tree holds open on `device` of files that are in no directory any more.
 
-        Looks no longer than `within_s`, each time in another order: behind descriptors without end a file is
-        hidden for some time only.
+        Looks for a moment, each time in another order: behind descriptors without end a file is hidden for some
+        time only.
         """
-        end_s = time.monotonic() + within_s
+        end_s = time.monotonic() + _LOOK_S
         found: dict[int, int] = {}
         for pid in _shuffled(self.pids()):
             with contextlib.suppress(OSError):  # gone meanwhile
@@ -162,7 +162,7 @@ class ProcessTree(abc.ABC):
 
     def _held_in_files(self) -> int:
         """Return the bytes in files that are memory: in the tree's own file systems, and in none (memfd)."""
-        return self.shared_bytes() + self.unlinked_bytes(_nameless_device(), _SLICE_S)
+        return self.shared_bytes() + self.unlinked_bytes(_nameless_device())
 
     def close(self) -> None:
         """Give the descriptors back."""

@@ -47,19 +47,23 @@ class DiskQuota:
         That is `DiskQuotaError` where the job itself holds what is missing, else `WorkerUnfitError`. Of
         `tree`, files count too that it has removed and holds open: no walk would find them.
         """
-        free = self._free()
-        slice_s = self._slice_s(free)
         if tree is not None:
             if (pid := tree.hiding()) is not None:
                 raise DiskQuotaError(
                     f"what the job holds open cannot be measured: process {pid} hides its open files"
                 )
-            self._unlinked = Usage(tree.unlinked_bytes(self._directory.stat().st_dev, slice_s), 0)
+            self._unlinked = Usage(tree.unlinked_bytes(self._directory.stat().st_dev), 0)
+        free = self._free()
         if self._under_floor(free):
             self.check_whole()
+        left_bytes, left_files = self._left()
+        hasty = (
+            self._free_at_count.bytes - free.bytes > left_bytes // 2
+            or self._free_at_count.files - free.files > left_files // 2
+        )
         if self._walk is None:
             self._walk, self._found, self._free_at_walk = walk(self._directory), Usage(0, 0), free
-        end_s = time.monotonic() + slice_s
+        end_s = time.monotonic() + (_HASTE_S if hasty else _SLICE_S)
         for found in self._walk:
             self._found = found
             if self._is_over(found):
@@ -84,14 +88,6 @@ class DiskQuota:
         found = os.statvfs(self._directory)
         files = found.f_favail if found.f_files else sys.maxsize  # btrfs makes inodes as it needs them
         return Usage(found.f_bavail * found.f_frsize, files)
-
-    def _slice_s(self, free: Usage) -> float:
-        left_bytes, left_files = self._left()
-        hasty = (
-            self._free_at_count.bytes - free.bytes > left_bytes // 2
-            or self._free_at_count.files - free.files > left_files // 2
-        )
-        return _HASTE_S if hasty else _SLICE_S
 
     def _under_floor(self, free: Usage) -> bool:
         return free.bytes < self._floor.bytes or free.files < self._floor.files
