@@ -113,8 +113,8 @@ class ProcessTree(abc.ABC):
     def unlinked_bytes(self, device: int) -> int:
         """Return what the tree holds open on `device` of files that are in no directory any more.
 
-        Looks for a moment, each time in another order: behind descriptors without end a file is hidden for some
-        time only.
+        Looks for a moment, each time in another order: behind descriptors without end a file is hidden for
+        some time only.
         """
         end_s = time.monotonic() + _LOOK_S
         found: dict[int, int] = {}
