@@ -86,8 +86,11 @@ def iou(one: Box, other: Box) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     shared = width * height
+    together = _area(one) + _area(other) - shared
+    if not together:  # too small for their areas to be numbers, and yet they overlap
+        return 1.0
     # The clamp is for rounding: two equal boxes far from the origin.
-    return min(1.0, shared / (_area(one) + _area(other) - shared))
+    return min(1.0, shared / together)
 
 
 def same_class(one: Seen, other: Seen) -> bool:

@@ -20,6 +20,7 @@ _CHUNK_CHARS = 1024 * 1024
 MAX_ENTRY_CHARS = 16 * 1024 * 1024
 _TOO_LONG = f"an entry of more than {MAX_ENTRY_CHARS} characters"
 _BLANKS = re.compile(r"[ \t\n\r]*")
+_NOTHING, _MORE_OF_A_NUMBER = re.compile(r"\Z"), re.compile(r"[0-9.eE+-]*\Z")
 #: How close to the end of what was read an error may be that more text can mend: within a number or a word.
 _CUT_OFF_CHARS = 64
 
@@ -83,7 +84,10 @@ class JsonStream:
             except ValueError:
                 self._refuse("a number of thousands of digits")
             else:
-                if end < len(self._text) or self._ended:
+                # Of a number more may follow: what is read of 0.5 can be 0, or 0 and the point.
+                more = _MORE_OF_A_NUMBER if isinstance(found, (int, float)) else _NOTHING
+                is_cut = bool(more.match(self._text, end))
+                if self._ended or not is_cut:
                     if end - self._at > MAX_ENTRY_CHARS:
                         self._refuse(_TOO_LONG)
                     self._at = end
