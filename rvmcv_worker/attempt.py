@@ -26,6 +26,7 @@ from rvmcv_worker.errors import (
     JobError,
     WorkerUnfitError,
 )
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.executor import ChildEnd, ChildSpec, run_child
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt
@@ -185,7 +186,7 @@ def begin_attempt(services: Services, job_type: JobType, offer: JobOffer, claim:
     job = RunningJob(
         offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, Interrupt()
     )
-    logger.bind(job_id=offer.job_id).info("claimed: {}, attempt {}", job_type.name, claim.attempt)
+    event(Event.JOB_CLAIMED, offer.job_id).info("claimed: {}, attempt {}", job_type.name, claim.attempt)
     services.condition.started(job)
     return job
 

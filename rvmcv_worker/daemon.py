@@ -23,6 +23,7 @@ from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.engine_client import Engines
 from rvmcv_worker.engine_process import Machine
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.health import HealthSocket
@@ -170,7 +171,7 @@ def run(settings: Settings) -> ExitCode:
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     wish = OperatorWish(settings.worker.state_dir, services.condition)
     health = HealthSocket(settings.worker.runtime_dir, control.routes(services, heartbeat, wish))
-    logger.info(
+    event(Event.WORKER_STARTED).info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
         __version__,
         settings.worker.id,
@@ -227,7 +228,9 @@ def _stop_wanted(signals: queue.SimpleQueue[int], services: Services, wish: Oper
             else:
                 wish.set(DesiredState.DRAIN, by=signum.name)
     else:
-        logger.info("{}: running jobs are handed back, then the worker stops", signum.name)
+        event(Event.WORKER_STOPPING).info(
+            "{}: running jobs are handed back, then the worker stops", signum.name
+        )
         return True
     return False
 
@@ -261,4 +264,4 @@ def _stop(
     health.close()
     services.spawner.close()
     services.ledger.close()
-    logger.info("stopped")
+    event(Event.WORKER_STOPPED).info("stopped")
