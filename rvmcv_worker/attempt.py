@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from rvmcv_worker import checkpoints, final_report, http_session
 from rvmcv_worker import workspace as workspaces
 from rvmcv_worker.checkpoints import Checkpoints
@@ -204,7 +202,6 @@ def run_attempt(
     Returns the status of its final report, ``fenced`` when there is none.
     """
     interrupt = job.interrupt
-    log = logger.bind(job_id=offer.job_id)
     status, error_code = "fenced", None
     try:
         with (
@@ -219,12 +216,18 @@ def run_attempt(
     except LeftBehindError:
         status = "queued"
         services.ledger.enter(offer.job_id, ClaimState.STOPPED)
-        log.warning("storage does not take the checkpoint: the next start hands the job back with it")
+        event(Event.JOB_LEFT_BEHIND, offer.job_id).warning(
+            "storage does not take the checkpoint: the next start hands the job back with it"
+        )
     except FencedError as error:
         services.ledger.forget(offer.job_id)
-        log.warning("lease lost ({}): result discarded, the job is another's or over", error.reason)
-    except Exception:
-        log.exception("the attempt could not be brought to an end: the settlement hands the job back")
+        event(Event.JOB_FENCED, offer.job_id).warning(
+            "lease lost ({}): result discarded, the job is another's or over", error.reason
+        )
+    except Exception:  # noqa: BLE001 - the settlement does what is left to do
+        event(Event.JOB_LEFT_BEHIND, offer.job_id).exception(
+            "the attempt could not be brought to an end: the settlement hands the job back"
+        )
     finally:
         interrupt.close()
         services.condition.ended(job, status, error_code)
@@ -281,7 +284,6 @@ def checkpoint_put(services: Services, workspace: Workspace, lease_token: str) -
 
 def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     """Run the job and return its final report; raises `FencedError` and `LeftBehindError` only."""
-    log = logger.bind(job_id=attempt.offer.job_id)
     start_s = time.monotonic()
     report = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
     try:
@@ -289,25 +291,29 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         with http_session.ended_by(attempt.interrupt):
             result = _within_limit(attempt, job_type.run(attempt, config))
     except JobCancelledError:
-        log.info("cancelled by RVM-Server: nothing is published")
+        event(Event.JOB_CANCELLED, attempt.offer.job_id).info("cancelled by RVM-Server: nothing is published")
         report["status"] = "cancelled"
     except JobError as error:
         report |= final_report.failure(error, attempt.services.settings)
         ended = "handed back" if error.handed_back else "failed"
-        log.warning("{}: {}: {}", ended, error.code, redact(error.message))
+        event(Event.JOB_HANDED_BACK if error.handed_back else Event.JOB_FAILED, attempt.offer.job_id).warning(
+            "{}: {}: {}", ended, error.code, redact(error.message)
+        )
     except FencedError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the job ends by it, not the worker
         if _is_for_want_of_room(error):
             wrong: JobError = WorkerUnfitError(f"the worker's disk is full ({error}): the job goes back")
-            log.warning("{}", wrong.message)
+            event(Event.JOB_HANDED_BACK, attempt.offer.job_id).warning("{}", wrong.message)
         else:
-            log.exception("a fault of the worker's own")
+            event(Event.WORKER_FAULT, attempt.offer.job_id).exception("a fault of the worker's own")
             wrong = InternalError(f"{type(error).__name__}: {error}")
         report |= final_report.failure(wrong, attempt.services.settings)
     else:
         report |= {"status": "completed", "result": result}
-        log.success("completed in {:.1f} s", time.monotonic() - start_s)
+        event(Event.JOB_COMPLETED, attempt.offer.job_id).success(
+            "completed in {:.1f} s", time.monotonic() - start_s
+        )
     if report["status"] == "queued" and (left_off := _store_last(attempt)):
         report["checkpoint"] = to_wire(left_off)
     if attempt.interrupt.reason is not None:
@@ -317,7 +323,9 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
     try:
         return to_wire(FinishReport.model_validate(report))
     except ValueError as error:  # what a child said can be anything
-        log.exception("the final report cannot be written as it is")
+        event(Event.WORKER_FAULT, attempt.offer.job_id).exception(
+            "the final report cannot be written as it is"
+        )
         wrong = InternalError(f"the final report cannot be written: {type(error).__name__}")
         bare = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
         bare |= final_report.failure(wrong, attempt.services.settings)
@@ -331,8 +339,9 @@ def _store_last(attempt: Attempt) -> Checkpoint | None:
     except checkpoints.StorageAwayError as error:
         if attempt.services.condition.stopping.is_set():
             raise LeftBehindError from None
-        log = logger.bind(job_id=attempt.offer.job_id)
-        log.warning("{}: the next attempt goes on from an earlier one, or anew", error)
+        event(Event.JOB_CHECKPOINT_LOST, attempt.offer.job_id).warning(
+            "{}: the next attempt goes on from an earlier one, or anew", error
+        )
         return None
 
 
@@ -364,12 +373,13 @@ def _enter_outbox(
 
     The workspace, which nobody needs any more, goes first on a full disk: it may be what fills it.
     """
-    log = logger.bind(job_id=report["job_id"])
     for delay_s in services.retry.delays():
         try:
             services.ledger.finish(report["job_id"], report, courtesy)
         except sqlite3.OperationalError as error:
-            log.warning("the final report cannot be written, tried again in {:.0f} s: {}", delay_s, error)
+            event(Event.REPORT_WAITS, report["job_id"]).warning(
+                "the final report cannot be written, tried again in {:.0f} s: {}", delay_s, error
+            )
             if _is_for_want_of_room(error):
                 with contextlib.suppress(OSError):  # it is wiped again at the end
                     workspaces.wipe(workspace.root)

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rvmcv_worker.batch_summary import BatchSummary
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.protocol import Sha256
 
 _VERSION = 1
@@ -58,10 +58,14 @@ def read(path: Path | None, sha256: str, images_total: int) -> BatchCheckpoint:
         found = BatchCheckpoint.model_validate_json(path.read_bytes())
         _check(found, sha256, images_total)
     except ValidationError as error:
-        logger.warning("the checkpoint is no batch's ({} faults): the job starts over", error.error_count())
+        event(Event.JOB_STARTED_OVER).warning(
+            "the checkpoint is no batch's ({} faults): the job starts over", error.error_count()
+        )
         return fresh
     except ValueError as error:
-        logger.warning("the checkpoint is not this batch's: {}; the job starts from the beginning", error)
+        event(Event.JOB_STARTED_OVER).warning(
+            "the checkpoint is not this batch's: {}; the job starts from the beginning", error
+        )
         return fresh
     return found
 

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from loguru import logger
-
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import ControllerError
 from rvmcv_worker.errors import FencedError, JobCancelledError, JobCrashedError, JobError, UploadFailedError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.progress import ProgressReporter
 from rvmcv_worker.protocol import Checkpoint, Resume, to_wire
@@ -137,7 +136,9 @@ class Checkpoints:
                 self._store_one()
             except (JobError, ControllerError, OSError) as error:
                 if not self._closed:
-                    logger.bind(job_id=self._workspace.job_id).warning("checkpoint not stored: {}", error)
+                    event(Event.JOB_CHECKPOINT_LOST, self._workspace.job_id).warning(
+                        "checkpoint not stored: {}", error
+                    )
             except (FencedError, JobCancelledError, RetryStoppedError):
                 return
             due_s = time.monotonic() + self._every_s
@@ -149,7 +150,9 @@ class Checkpoints:
             return
         self._progress.tell_checkpoint(found, self._cut)
         self._known, self._turn = found, 1 - self._turn
-        logger.bind(job_id=self._workspace.job_id).info("checkpoint of epoch {} stored", found.epoch)
+        event(Event.JOB_CHECKPOINT_STORED, self._workspace.job_id).info(
+            "checkpoint of epoch {} stored", found.epoch
+        )
 
 
 def newest_epoch(workspace: Workspace) -> int | None:
@@ -171,7 +174,6 @@ def store_newest(
 
     Raises `StorageAwayError` when it is not stored within `_LAST_S`.
     """
-    log = logger.bind(job_id=workspace.job_id)
     cut = interrupt.branch() if interrupt else Interrupt()
     found: list[Checkpoint | None] = []
     away: list[UploadFailedError] = []
@@ -182,7 +184,9 @@ def store_newest(
         except UploadFailedError as error:
             away.append(error)
         except (JobError, JobCancelledError, FencedError, OSError) as error:
-            log.warning("the newest checkpoint is not stored: {}", error)
+            event(Event.JOB_CHECKPOINT_LOST, workspace.job_id).warning(
+                "the newest checkpoint is not stored: {}", error
+            )
 
     # A thread of its own: a socket that hangs must not hold up a stop.
     thread = threading.Thread(target=store, name=f"checkpoint-{workspace.job_id}", daemon=True)
@@ -231,7 +235,6 @@ def fetch(
     """
     if resume is None:
         return None
-    log = logger.bind(job_id=workspace.job_id)
     refused = []
     for place in filter(None, (resume.path, resume.url)):
         try:
@@ -247,8 +250,10 @@ def fetch(
             refused.append(error.message)
         else:
             of = f"epoch {resume.epoch}" if resume.next_index is None else f"{resume.next_index} images"
-            log.info("going on from the checkpoint of {}", of)
+            event(Event.JOB_CONTINUED, workspace.job_id).info("going on from the checkpoint of {}", of)
             return f"in/{RESUME_FILE}"
-    log.warning("the checkpoint of an earlier attempt cannot be had: {}", "; ".join(refused))
-    log.warning("the job starts from the beginning")
+    event(Event.JOB_STARTED_OVER, workspace.job_id).warning(
+        "the checkpoint of an earlier attempt cannot be had: {}", "; ".join(refused)
+    )
+    event(Event.JOB_STARTED_OVER, workspace.job_id).warning("the job starts from the beginning")
     return None

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from loguru import logger
-
 from rvmcv_worker import __version__, control, kernel, logs, recovery, sandbox, systemd
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
@@ -126,7 +124,7 @@ def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
         wall = sandbox.choose(settings.sandbox, hide=settings.secret_dirs, work_dir=settings.work_dir)
     except sandbox.SandboxUnavailableError as error:
         condition.degrade("wall", f"no wall, no claims: {error}")
-        logger.error("no wall, no claims: {}", error)
+        event(Event.WALL_MISSING).error("no wall, no claims: {}", error)
         return sandbox.MissingWall()
     if wall.shortcoming:
         condition.degrade("wall", wall.shortcoming, frozenset())
@@ -194,7 +192,9 @@ def run(settings: Settings) -> ExitCode:
     try:
         while not _stop_wanted(signals, services, wish):
             if dead := [thread.name for thread in (health, *threads) if not thread.is_alive()]:
-                logger.critical("thread {} died: the worker stops, to be started anew", dead[0])
+                event(Event.WORKER_DIED).critical(
+                    "thread {} died: the worker stops, to be started anew", dead[0]
+                )
                 return ExitCode.FAILED
             systemd.notify("WATCHDOG=1")
     finally:
@@ -208,7 +208,9 @@ def run(settings: Settings) -> ExitCode:
 def _log_death(death: threading.ExceptHookArgs) -> None:
     """Log what a thread died of."""
     name = death.thread.name if death.thread else "unknown"
-    logger.opt(exception=death.exc_value).critical("thread {} died of a fault of the worker's own", name)
+    event(Event.WORKER_DIED).opt(exception=death.exc_value).critical(
+        "thread {} died of a fault of the worker's own", name
+    )
 
 
 def _stop_wanted(signals: queue.SimpleQueue[int], services: Services, wish: OperatorWish) -> bool:
@@ -219,7 +221,9 @@ def _stop_wanted(signals: queue.SimpleQueue[int], services: Services, wish: Oper
         return False
     if signum == signal.SIGHUP:
         reading = services.token.reload()
-        logger.log("WARNING" if reading.fault else "INFO", "{}", reading)
+        event(Event.TOKEN_UNREADABLE if reading.fault else Event.TOKEN_RELOADED).log(
+            "WARNING" if reading.fault else "INFO", "{}", reading
+        )
         services.condition.wake()  # who waits with a rejected token tries this one at once
     elif signum in {signal.SIGUSR1, signal.SIGUSR2}:
         with contextlib.suppress(OSError):  # it was followed, and the log says that it will be forgotten
@@ -249,17 +253,23 @@ def _stop(
     for thread in claiming:
         thread.join(max(0.0, deadline_s - time.monotonic()))
         if thread.is_alive():
-            logger.warning("{} still waits for RVM-Server: the next start settles its claim", thread.name)
+            event(Event.JOB_CLAIM_WAITS).warning(
+                "{} still waits for RVM-Server: the next start settles its claim", thread.name
+            )
     if not condition.wait_idle(_STOP_S):
         for job in condition.running():
             services.ledger.enter(
                 job.job_id, ClaimState.STOPPED
             )  # the heartbeat goes on meanwhile: it keeps the leases
-        logger.error("{} jobs did not end in time; the next start hands them back", len(condition.running()))
+        event(Event.JOB_LEFT_BEHIND).error(
+            "{} jobs did not end in time; the next start hands them back", len(condition.running())
+        )
     services.engines.close()
     heartbeat.close()
     if not services.outbox.flush(_FLUSH_S):
-        logger.warning("final reports wait for the next start: RVM-Server does not take them now")
+        event(Event.REPORT_WAITS).warning(
+            "final reports wait for the next start: RVM-Server does not take them now"
+        )
     services.outbox.close()
     health.close()
     services.spawner.close()

@@ -14,8 +14,6 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 
-from loguru import logger
-
 from rvmcv_worker import workspace
 from rvmcv_worker.engine_exports import EngineExports
 from rvmcv_worker.engine_files import EngineFiles
@@ -30,6 +28,7 @@ from rvmcv_worker.errors import (
     TimedOutError,
     WorkerStoppedError,
 )
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.model_exports import Key
 from rvmcv_worker.model_store import ModelStore
@@ -154,7 +153,9 @@ class _Engine:
         if exported and pending.stage is Stage.LOAD and not pending.future.cancelled():
             error = pending.future.exception()
             if isinstance(error, (JobCrashedError, OutOfMemoryError, TimedOutError)):
-                logger.warning("{}: torch goes on, after {}", key.directory_name, error.code)
+                event(Event.ENGINE_BACKEND_DROPPED).warning(
+                    "{}: torch goes on, after {}", key.directory_name, error.code
+                )
                 self._exports.distrust(key, error)
 
     def _take_export(self, key: Key, gpu: int | None, taken: contextlib.ExitStack) -> Backend | None:
@@ -171,7 +172,7 @@ class _Engine:
                     taken,
                 )
             except ModelUnavailableError as error:
-                logger.warning("{}", error.message)
+                event(Event.ENGINE_BACKEND_DROPPED).warning("{}", error.message)
                 return None
             path = f"{directory}/{choice.files[0].name}"
         return Backend(choice.chosen.backend, choice.chosen.precision, path)

@@ -15,12 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from loguru import logger
-
 from rvmcv_worker import model_exports, workspace
 from rvmcv_worker.engine_process import EXPORT_SHARE, Machine
 from rvmcv_worker.engine_wire import Trust
 from rvmcv_worker.errors import JobError, ModelUnavailableError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.executor import ChildSpec, run_child
 from rvmcv_worker.export_tries import ExportTries
 from rvmcv_worker.interrupt import Interrupt, StopReason
@@ -124,7 +123,7 @@ class EngineExports:
                 if not self._interrupt.reason:
                     _tell_failure(key, error)
             else:
-                logger.info(
+                event(Event.ENGINE_BACKEND_CHOSEN).info(
                     "model {} runs by {} ({}) from now on; measured: {}",
                     key.model_sha256,
                     choice.chosen.backend,
@@ -172,9 +171,11 @@ class EngineExports:
 def _tell_failure(key: Key, error: Exception) -> None:
     if isinstance(error, (JobError, OSError)):  # the latter of a full disk
         why = f"{error.code}: {error.message}" if isinstance(error, JobError) else str(error)
-        logger.warning("model {}: goes on with torch: {}", key.model_sha256, redact(why))
+        event(Event.ENGINE_BACKEND_DROPPED).warning(
+            "model {}: goes on with torch: {}", key.model_sha256, redact(why)
+        )
     else:
-        logger.opt(exception=error).error(
+        event(Event.WORKER_FAULT).opt(exception=error).error(
             "a fault of the worker's own while a model was measured: torch goes on"
         )
 

@@ -14,8 +14,6 @@ import selectors
 import threading
 import time
 
-from loguru import logger
-
 from rvmcv_worker import engine_answer
 from rvmcv_worker.engine_answer import AnswerError, Ready, Said
 from rvmcv_worker.engine_pending import InferResult, Pending, RefusedModels
@@ -29,6 +27,7 @@ from rvmcv_worker.errors import (
     WorkerUnfitError,
     from_code,
 )
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.logs import redact
 from rvmcv_worker.protocol import EngineStatus
 from rvmcv_worker.workspace import Workspace
@@ -114,7 +113,9 @@ class EngineKeeper(threading.Thread):
             try:
                 self._step_or_replace()
             except Exception as error:  # noqa: BLE001 - without this thread nothing is ever answered
-                logger.exception("a fault of the worker's own with the {} engine", self._trust.value)
+                event(Event.WORKER_FAULT).exception(
+                    "a fault of the worker's own with the {} engine", self._trust.value
+                )
                 with contextlib.suppress(JobError):  # one that cannot be killed is left to its fate
                     self._end()
                 self._fail_all(InternalError(f"{type(error).__name__} while an engine was asked: {error}"))
@@ -191,7 +192,9 @@ class EngineKeeper(threading.Thread):
         self._heard_s = self._idle_since_s = time.monotonic()
         self._next_tick_s = self._heard_s + _TICK_S
         self._engine.watch(self._selector, self._hear)
-        logger.info("the {} engine starts, on {}", self._trust.value, self._engine.device)
+        event(Event.ENGINE_STARTED).info(
+            "the {} engine starts, on {}", self._trust.value, self._engine.device
+        )
 
     def _hear(self) -> None:
         engine = self._engine
@@ -247,7 +250,9 @@ class EngineKeeper(threading.Thread):
             self._check_silence(now_s, self._settings.load_timeout_s, "did not get ready")
         elif not self._in_flight:
             if not self._waiting and now_s - self._idle_since_s > self._settings.engine_idle_s:
-                logger.info("the {} engine had nothing to do: it is stopped", self._trust.value)
+                event(Event.ENGINE_STOPPED).info(
+                    "the {} engine had nothing to do: it is stopped", self._trust.value
+                )
                 self._end()
         else:
             self._check_requests(now_s)
@@ -272,7 +277,9 @@ class EngineKeeper(threading.Thread):
 
     def _replace(self, fault: EngineFaultError) -> None:
         """End an engine that failed; the next step starts another one for what was under way."""
-        logger.warning("the {} engine is replaced: {}", self._trust.value, redact(str(fault)))
+        event(Event.ENGINE_REPLACED).warning(
+            "the {} engine is replaced: {}", self._trust.value, redact(str(fault))
+        )
         was_ready, gpu_lost = self._is_ready, fault.error.code == "worker_unfit"
         self._end()
         self._replaced += 1
@@ -302,7 +309,7 @@ class EngineKeeper(threading.Thread):
 
     def _fail_all_unfit(self, what: str) -> None:
         """Hand back whatever waits: until it is ready an engine has seen nothing of any job."""
-        logger.error("the {} engine {}", self._trust.value, redact(what))
+        event(Event.ENGINE_FAILED).error("the {} engine {}", self._trust.value, redact(what))
         self._fail_all(WorkerUnfitError(f"the inference engine {what}"))
 
     def _fail_all(self, error: JobError) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pynvml
-from loguru import logger
 
 from rvmcv_worker import nvml
 from rvmcv_worker.config import Settings
 from rvmcv_worker.errors import WorkerUnfitError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.gpu_fault import FaultKind, GpuFault, job_bytes, judge
 from rvmcv_worker.nvml import GpuIdentity, GpuReading, NvmlSession
 
@@ -147,7 +147,9 @@ class Gpus:
             try:
                 look = self._next_look()
             except Exception as error:  # noqa: BLE001 - without this thread no GPU would ever work again
-                logger.exception("a fault of the worker's own while reading the GPUs: it goes on")
+                event(Event.WORKER_FAULT).exception(
+                    "a fault of the worker's own while reading the GPUs: it goes on"
+                )
                 look = _Look(time.monotonic(), error=f"reading the GPUs fails: {error}")
             with self._looked:
                 self._look = look

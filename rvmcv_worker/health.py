@@ -25,9 +25,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from rvmcv_worker.config import ConfigError
+from rvmcv_worker.events import Event, event
 
 FILE_NAME = "health.sock"
 #: How long one request may take to come, and its answer to be taken, in seconds.
@@ -113,7 +112,7 @@ class HealthSocket(threading.Thread):
 
     def _not_served(self, error: Exception) -> None:
         if not self._closing.is_set():
-            logger.warning("{}: a client was not served: {}", self.file, error)
+            event(Event.HEALTH_REFUSED).warning("{}: a client was not served: {}", self.file, error)
             self._closing.wait(1.0)  # out of descriptors or threads: another try at once would spin
 
     def _find_place(self) -> bool:
@@ -185,7 +184,7 @@ class _Request(BaseHTTPRequestHandler):
             status = HTTPStatus.METHOD_NOT_ALLOWED if there else HTTPStatus.NOT_FOUND
             self.send_error(status, f"there is only {known}")
         elif self.command != "GET" and (uid := _peer_uid(self._client)) not in {0, os.geteuid()}:
-            logger.warning("{} {} refused to uid {}", self.command, path, uid)
+            event(Event.HEALTH_REFUSED).warning("{} {} refused to uid {}", self.command, path, uid)
             self.send_error(HTTPStatus.FORBIDDEN, "not allowed: run as root or as the worker's user")
         else:
             self._send(self._call(route))
@@ -203,7 +202,9 @@ class _Request(BaseHTTPRequestHandler):
         try:
             return route()
         except Exception:  # noqa: BLE001 - a fault in a page must not pass for a dead worker
-            logger.exception("a fault of the worker's own in {} {}", self.command, self.path)
+            event(Event.WORKER_FAULT).exception(
+                "a fault of the worker's own in {} {}", self.command, self.path
+            )
             return Answer.refusal(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the worker's own: its log says why"
             )

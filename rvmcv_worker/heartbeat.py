@@ -12,6 +12,7 @@ from loguru import logger
 from rvmcv_worker import __version__
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.controller import ControllerError, ProtocolMissingError, TokenRejectedError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import StopReason
 from rvmcv_worker.nvml import GpuReading
@@ -66,7 +67,9 @@ class Heartbeat(threading.Thread):
             try:
                 self.beat()
             except Exception:  # noqa: BLE001 - without worker status every lease would run out
-                logger.exception("a fault of the worker's own in the worker status: it goes on")
+                event(Event.WORKER_FAULT).exception(
+                    "a fault of the worker's own in the worker status: it goes on"
+                )
             condition.introduced.set()
             interval_s = self._busy_s if condition.running() else self._idle_s
             if condition.changed.wait(max(_LEAST_S, scaled(interval_s))):
@@ -85,25 +88,27 @@ class Heartbeat(threading.Thread):
             answer = self._services.controller.worker_status(self._status())
         except ProtocolMissingError as error:
             if not self._missing_said:
-                logger.warning("{}; leases are kept by progress reports", error)
+                event(Event.SERVER_TOO_OLD).warning("{}; leases are kept by progress reports", error)
                 self._missing_said = True
             return
         except TokenRejectedError as error:
             if condition.degrade("token", str(error)):
-                logger.error("{}; claims stop, running jobs go on", error)
+                event(Event.TOKEN_REJECTED).error("{}; claims stop, running jobs go on", error)
             self._services.retry.before_retry(error)
             return
         except ControllerError as error:
             logger.debug("worker status not delivered: {}", error)
             # The reason holds no detail: each new one would be told at once.
             if condition.degrade(_FAULT, "RVM-Server does not take the worker status", frozenset()):
-                logger.warning("worker status not delivered: {}; running jobs go on", error)
+                event(Event.SERVER_UNREACHABLE).warning(
+                    "worker status not delivered: {}; running jobs go on", error
+                )
             return
         condition.recover("token")
         condition.recover(_FAULT)
         if answer.superseded:
             if condition.degrade("superseded", _SUPERSEDED):
-                logger.critical(_SUPERSEDED)
+                event(Event.WORKER_SUPERSEDED).critical(_SUPERSEDED)
         else:
             condition.recover("superseded")
         self._follow(answer, running)

@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from loguru import logger
-
 from rvmcv_worker.attempt import Services
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.state import Lane
 
 #: Why a training delivers less than it could.
@@ -25,10 +24,12 @@ def check_storage(services: Services) -> None:
     storage, condition = services.storage, services.condition
     lacking = not storage.can_store and storage.lacking
     if condition.note("storage", NO_STORAGE if lacking else None):
-        logger.info(NO_STORAGE if lacking else "there is storage for results now")
+        event(Event.STORAGE_MISSING if lacking else Event.STORAGE_FOUND).info(
+            NO_STORAGE if lacking else "there is storage for results now"
+        )
     if lacking and "batch-inference" in services.settings.worker.job_types:
         if condition.degrade("storage", NO_BATCHES, frozenset({Lane.BATCH})):
-            logger.warning(NO_BATCHES)
+            event(Event.STORAGE_MISSING).warning(NO_BATCHES)
     else:
         condition.recover("storage")
 
@@ -60,7 +61,9 @@ class Housekeeping(threading.Thread):
                 try:
                     chore()
                 except Exception:  # noqa: BLE001 - it may be late, so it may be done the next time
-                    logger.exception("a fault of the worker's own in the housekeeping: it goes on")
+                    event(Event.WORKER_FAULT).exception(
+                        "a fault of the worker's own in the housekeeping: it goes on"
+                    )
                 due_s[number] = time.monotonic() + every_s
 
     def close(self) -> None:

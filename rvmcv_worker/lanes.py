@@ -8,8 +8,6 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from loguru import logger
-
 from rvmcv_worker import final_report
 from rvmcv_worker.attempt import Services, begin_attempt, run_attempt
 from rvmcv_worker.controller import (
@@ -25,6 +23,7 @@ from rvmcv_worker.errors import (
     UnsupportedJobError,
     WorkerUnfitError,
 )
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.job_type import JobType
 from rvmcv_worker.protocol import Claim, JobOffer, MalformedJob
 from rvmcv_worker.slots import Slots
@@ -111,7 +110,9 @@ class LaneLoop(threading.Thread):
                 condition.rest(backoff.next_s(error), mark)
                 retry.before_retry(error)
             except Exception:  # noqa: BLE001 - a lane that died in silence would look like an idle one
-                logger.exception("a fault of the worker's own in lane {}: it tries again", self.lane.value)
+                event(Event.WORKER_FAULT).exception(
+                    "a fault of the worker's own in lane {}: it tries again", self.lane.value
+                )
                 condition.degrade(
                     self._fault, f"lane {self.lane.value} fails: the worker's log says why", frozenset()
                 )
@@ -120,7 +121,9 @@ class LaneLoop(threading.Thread):
                 backoff.reset()
                 for source in ("token", self._fault):
                     if condition.recover(source):
-                        logger.info("RVM-Server answers again: lane {} claims", self.lane.value)
+                        event(Event.SERVER_REACHABLE).info(
+                            "RVM-Server answers again: lane {} claims", self.lane.value
+                        )
                 if pause_s > 0:
                     condition.rest(pause_s, mark)
 
@@ -140,7 +143,7 @@ class LaneLoop(threading.Thread):
         if self._services.condition.note(
             self._kept, f"{offer.job_id} is next and needs {gpus} GPUs: what is free is kept for it"
         ):
-            logger.bind(job_id=offer.job_id).info("next, and waits until {} GPUs are free", gpus)
+            event(Event.JOB_WAITS_FOR_GPUS, offer.job_id).info("next, and waits until {} GPUs are free", gpus)
 
     def _keep_for_nobody(self) -> None:
         self._next_gpus = 1
@@ -150,7 +153,9 @@ class LaneLoop(threading.Thread):
         rejected = isinstance(error, TokenRejectedError)
         source = "token" if rejected else self._fault
         if self._services.condition.degrade(source, str(error), frozenset(Lane) if rejected else frozenset()):
-            logger.warning("{}; running jobs go on, lane {} waits", error, self.lane.value)
+            event(Event.TOKEN_REJECTED if rejected else Event.SERVER_UNREACHABLE).warning(
+                "{}; running jobs go on, lane {} waits", error, self.lane.value
+            )
 
     def _poll(self) -> float:
         """Ask for jobs and start those that are claimed; returns how long to pause, in seconds."""
@@ -181,7 +186,9 @@ class LaneLoop(threading.Thread):
     def _consider(self, offer: JobOffer | MalformedJob) -> bool:
         """Claim one offered job and start it; False when it was not to be had."""
         if isinstance(offer, MalformedJob):
-            logger.error("RVM-Server offers a job that does not validate: {}", offer.reason)
+            event(Event.JOB_MALFORMED).error(
+                "RVM-Server offers a job that does not validate: {}", offer.reason
+            )
             return offer.job_id is not None and self._refuse(offer.job_id, InvalidJobError(offer.reason))
         job_type = self._job_types.get(offer.job_type)
         if job_type is None:
@@ -230,7 +237,7 @@ class LaneLoop(threading.Thread):
 
     def _hand_back(self, job: RunningJob, error: JobError) -> None:
         services = self._services
-        logger.bind(job_id=job.job_id).error("handed back: {}", error.message)
+        event(Event.JOB_HANDED_BACK, job.job_id).error("handed back: {}", error.message)
         try:
             services.ledger.finish(
                 job.job_id, final_report.never_ran(services.settings, job.job_id, job.lease_token, error)
@@ -257,7 +264,7 @@ class LaneLoop(threading.Thread):
         try:
             if (claim := self._claim(job_id, "unknown")) is None:
                 return False
-            logger.bind(job_id=job_id).warning("failed: {}: {}", error.code, error.message)
+            event(Event.JOB_FAILED, job_id).warning("failed: {}: {}", error.code, error.message)
             self._services.ledger.finish(
                 job_id, final_report.never_ran(settings, job_id, claim.lease_token, error)
             )
@@ -278,7 +285,7 @@ class LaneLoop(threading.Thread):
             try:
                 claim = self._services.controller.claim(job_id, claim_id)
             except (FencedError, RequestRejectedError) as error:
-                logger.info("claim of {} refused: {}", job_id, error)
+                event(Event.JOB_CLAIM_REFUSED, job_id).info("claim of {} refused: {}", job_id, error)
                 ledger.forget(job_id)
                 self._refusals.note(job_id)
                 return None
@@ -297,7 +304,7 @@ class LaneLoop(threading.Thread):
             try:
                 self._services.ledger.claimed(job_id, claim.attempt, claim.lease_token)
             except sqlite3.OperationalError as error:
-                logger.bind(job_id=job_id).warning(
+                event(Event.JOB_CLAIM_WAITS, job_id).warning(
                     "the claim cannot be noted, tried again in {:.0f} s: {}", delay_s, error
                 )
                 if condition.stopping.wait(delay_s):

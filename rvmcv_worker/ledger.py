@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
+from rvmcv_worker.events import Event, event
 
 #: The schema, one step for each version.
 _SCHEMA = (
@@ -109,7 +109,9 @@ class Ledger:
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     file.with_name(file.name + suffix).replace(aside.with_name(aside.name + suffix))
-            logger.error("ledger {} cannot be read ({}): set aside as {}, starting empty", file, error, aside)
+            event(Event.LEDGER_SET_ASIDE).error(
+                "ledger {} cannot be read ({}): set aside as {}, starting empty", file, error, aside
+            )
             self._db = self._open(file)
 
     @staticmethod
@@ -124,7 +126,9 @@ class Ledger:
         db.execute("PRAGMA synchronous=FULL")
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > len(_SCHEMA):
-            logger.warning("ledger {} was written by a newer worker (schema {})", file, found)
+            event(Event.LEDGER_UPGRADED).warning(
+                "ledger {} was written by a newer worker (schema {})", file, found
+            )
         elif 0 < found < len(_SCHEMA):
             _copy(db, file.with_name(f"{file.name}.schema-{found}"))
         for version, step in enumerate(_SCHEMA[found:], found + 1):
@@ -250,8 +254,9 @@ class Ledger:
         aside = self._file.with_name(f"{self._file.name}.report-{row['seq']}.broken")
         _make_private(aside)
         aside.write_text(str(dict(row)), errors="backslashreplace")
-        log = logger.bind(job_id=row["job_id"])
-        log.error("a final report cannot be read ({}): set aside as {}", error, aside)
+        event(Event.REPORT_GIVEN_UP, row["job_id"]).error(
+            "a final report cannot be read ({}): set aside as {}", error, aside
+        )
         self.delivered(row["seq"])
 
     def knows(self, job_id: str) -> bool:
@@ -283,4 +288,4 @@ def _copy(db: sqlite3.Connection, file: Path) -> None:
     _make_private(file)
     with contextlib.closing(sqlite3.connect(file)) as copy:
         db.backup(copy)
-    logger.info("the ledger as the worker before has left it is kept as {}", file)
+    event(Event.LEDGER_UPGRADED).info("the ledger as the worker before has left it is kept as {}", file)

@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 from loguru import logger
 
+from rvmcv_worker.events import Event, event
+
 if TYPE_CHECKING:
     from loguru import Message, Record
 
@@ -131,7 +133,7 @@ def _emit(lines: list[str]) -> None:
 
 def log_uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """Log what ended the process; Python's own way would print it as it is (see `sys.excepthook`)."""
-    logger.opt(exception=error).critical("the worker ends of a fault of its own")
+    event(Event.WORKER_DIED).opt(exception=error).critical("the worker ends of a fault of its own")
 
 
 class _ToLoguru(logging.Handler):
@@ -140,7 +142,7 @@ class _ToLoguru(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # A library may have levels of its own, which loguru knows by their numbers alone.
         level = record.levelname if record.levelname in _PRIORITY else record.levelno
-        logger.opt(depth=6).log(level, "{}: {}", record.name, record.getMessage())
+        event(Event.LIBRARY_WARNED).opt(depth=6).log(level, "{}: {}", record.name, record.getMessage())
 
 
 def configure(level: str) -> None:

@@ -6,15 +6,15 @@ import os
 import threading
 from typing import Literal
 
-from loguru import logger
-
 from rvmcv_worker.attempt import Services
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.slots import Slots
 from rvmcv_worker.state import Lane
 
 _LOOK_S, _LOOK_LEAST_S = 1.0, 0.05
 _GB = 1e9
+_DISK = "disk"  #: the source of what is said of the disk
 _ALL, _TRAIN, _NONE = frozenset(Lane), frozenset({Lane.TRAIN}), frozenset[Lane]()
 
 
@@ -46,7 +46,9 @@ class MachineWatch(threading.Thread):
             try:
                 self.look()
             except Exception:  # noqa: BLE001 - the machine is looked at again; jobs go on meanwhile
-                logger.exception("a fault of the worker's own in the watch over the machine: it goes on")
+                event(Event.WORKER_FAULT).exception(
+                    "a fault of the worker's own in the watch over the machine: it goes on"
+                )
 
     def look(self) -> None:
         """Look once."""
@@ -59,7 +61,7 @@ class MachineWatch(threading.Thread):
         try:
             found = os.statvfs(directory)
         except OSError as error:
-            self._ill("disk", "unreadable", f"{directory}: {error.strerror}: nothing is claimed", _ALL)
+            self._ill(_DISK, "unreadable", f"{directory}: {error.strerror}: nothing is claimed", _ALL)
             return
         free_gb = found.f_bavail * found.f_frsize / _GB
         held_gb = self._services.work_usage.read().bytes / _GB
@@ -89,9 +91,9 @@ class MachineWatch(threading.Thread):
                 ),
             )
         else:
-            self._well("disk", "there is room on the disk again")
+            self._well(_DISK, "there is room on the disk again")
             return
-        self._ill("disk", kind, f"{reason}: nothing is claimed until there is room", _ALL)
+        self._ill(_DISK, kind, f"{reason}: nothing is claimed until there is room", _ALL)
         self._services.model_store.trim(limit_bytes=0)
 
     def _look_at_gpus(self) -> None:
@@ -132,9 +134,9 @@ class MachineWatch(threading.Thread):
             return
         self._faults[source] = (kind, lanes)
         self._services.condition.degrade(source, reason, lanes)
-        logger.warning("{}", reason)
+        event(Event.DISK_SHORT if source == _DISK else Event.GPU_UNFIT).warning("{}", reason)
 
     def _well(self, source: str, news: str) -> None:
         if self._faults.pop(source, None) is not None:
             self._services.condition.recover(source)
-            logger.info("{}: claiming goes on", news)
+            event(Event.DISK_FREE if source == _DISK else Event.GPU_FIT).info("{}: claiming goes on", news)

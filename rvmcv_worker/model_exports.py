@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rvmcv_worker.engine_wire import Backend
 from rvmcv_worker.errors import JobCrashedError, ModelUnavailableError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.model_store import EXPORTS, copy_hashed
 from rvmcv_worker.partial_file import new_file
 
@@ -154,7 +154,7 @@ class ModelExports:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, JobCrashedError) as error:
-            logger.warning(
+            event(Event.STORE_DAMAGED).warning(
                 "model exports: {} cannot be read ({}): removed, it is made again", directory, error
             )
             self._remove(directory)

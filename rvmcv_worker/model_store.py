@@ -15,10 +15,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
-from loguru import logger
-
 from rvmcv_worker.config import ModelSettings
 from rvmcv_worker.errors import ChecksumMismatchError, InvalidJobError, ModelUnavailableError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.partial_file import new_file
 from rvmcv_worker.storage import Storage
@@ -76,7 +75,7 @@ class ModelStore:
                     before = _identity(file)
                     if (found := _hash(file)) != sha256:
                         path.unlink(missing_ok=True)
-                        logger.warning(
+                        event(Event.STORE_DAMAGED).warning(
                             "model store: {} had the bytes of {}: removed, it will be fetched again",
                             path,
                             found,
@@ -157,7 +156,7 @@ class ModelStore:
                 ) from None
             if named is None or expected not in (None, named) or self.get(named) is None:
                 raise
-            logger.warning(
+            event(Event.MODEL_FROM_STORE).warning(
                 "model {}: not to be had from RVM-Server, taken from the store ({})", wanted, named
             )
             return named
@@ -216,7 +215,9 @@ class ModelStore:
             if not (self._directory / directory.name.partition("-")[0]).exists():
                 shutil.rmtree(directory, ignore_errors=True)
         if removed:
-            logger.info("model store: {} models removed, the limit is {} bytes", len(removed), limit_bytes)
+            event(Event.STORE_TRIMMED).info(
+                "model store: {} models removed, the limit is {} bytes", len(removed), limit_bytes
+            )
         return removed
 
     def _exported_bytes(self, sha256: str) -> int:
@@ -258,7 +259,9 @@ class ModelStore:
         except FileNotFoundError:
             return {}
         except ValueError:
-            logger.warning("model store: {} cannot be read: its names are forgotten", self._names)
+            event(Event.STORE_DAMAGED).warning(
+                "model store: {} cannot be read: its names are forgotten", self._names
+            )
             return {}
         pairs = found.items() if isinstance(found, dict) else ()
         return {

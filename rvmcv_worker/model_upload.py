@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from rvmcv_worker import protocol
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError, TooLargeError
 from rvmcv_worker.downloads import Downloader
 from rvmcv_worker.errors import ChecksumMismatchError, UploadFailedError, UploadRejectedError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.retry import Retry
 from rvmcv_worker.transfer import BrokenError, RefusedError, TransferError, TryAgain, failed_call, watched
@@ -95,7 +94,9 @@ class ModelUploader:
             interrupt.check()
             try:
                 if self._is_there(model, interrupt):
-                    logger.info("model {} is at RVM-Server: its bytes have the sha256", version)
+                    event(Event.MODEL_UPLOADED).info(
+                        "model {} is at RVM-Server: its bytes have the sha256", version
+                    )
                     return UploadedModel(sha256, round(model.size_bytes / 2**20, 2))
                 if server_errors >= MAX_SERVER_ERRORS:
                     raise UploadRejectedError(
@@ -117,7 +118,7 @@ class ModelUploader:
 
     def _wait(self, again: TryAgain, error: TransferError, version: str, cause: BaseException | None) -> None:
         """Wait with a model, also where a proxy says 404 to everything or the token was rejected."""
-        logger.warning("model {} waits: {}", version, error)
+        event(Event.MODEL_UPLOAD_WAITS).warning("model {} waits: {}", version, error)
         waiting = BrokenError(str(error), status=error.status, retry_after_s=error.retry_after_s)
         waiting.__cause__ = cause
         try:
@@ -175,5 +176,7 @@ class ModelUploader:
             # Another refusal may concern this model alone; the multipart form then gets its own answer.
             if error.status != 422 or "model_file" in str(error):
                 self._takes_json = False
-            logger.info("RVM-Server does not take a model by its path ({}): the file is sent", error)
+            event(Event.MODEL_SENT_AS_FILE).info(
+                "RVM-Server does not take a model by its path ({}): the file is sent", error
+            )
             return None

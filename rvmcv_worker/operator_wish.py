@@ -7,8 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from loguru import logger
-
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.protocol import DesiredState
 from rvmcv_worker.state import Condition
 
@@ -18,6 +17,11 @@ _SAID = {
     DesiredState.RUN: "resumed: the worker claims again, unless RVM-Server wishes otherwise",
     DesiredState.PAUSE: "paused: nothing is claimed until it is resumed, running jobs go on",
     DesiredState.DRAIN: "drained: nothing is claimed until it is resumed, running jobs are handed back",
+}
+_EVENT = {
+    DesiredState.RUN: Event.WORKER_RESUMED,
+    DesiredState.PAUSE: Event.WORKER_PAUSED,
+    DesiredState.DRAIN: Event.WORKER_DRAINED,
 }
 
 
@@ -38,21 +42,25 @@ class OperatorWish:
             return
         except (OSError, ValueError) as error:
             # Somebody wished for something: claiming could be the very thing that they wanted to end.
-            logger.error("{} cannot be read ({}): the worker starts paused; resume it", self._file, error)
+            event(Event.WORKER_WISH_LOST).error(
+                "{} cannot be read ({}): the worker starts paused; resume it", self._file, error
+            )
             wish = DesiredState.PAUSE
         if wish is not DesiredState.RUN:
-            logger.warning("as before the restart, by the operator's wish, {}", _SAID[wish])
+            event(_EVENT[wish]).warning("as before the restart, by the operator's wish, {}", _SAID[wish])
         self._condition.wish(wish)
 
     def set(self, wish: DesiredState, *, by: str) -> None:
         """Follow a new wish; raises `OSError` when it is followed but could not be written down."""
         with self._lock:
             self._condition.wish(wish)
-            logger.info("{} ({})", _SAID[wish], by)
+            event(_EVENT[wish]).info("{} ({})", _SAID[wish], by)
             try:
                 self._write(wish)
             except OSError as error:
-                logger.error("{} cannot be written ({}): a restart forgets the wish", self._file, error)
+                event(Event.WORKER_WISH_LOST).error(
+                    "{} cannot be written ({}): a restart forgets the wish", self._file, error
+                )
                 raise
 
     def toggle_pause(self, *, by: str) -> None:

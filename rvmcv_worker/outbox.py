@@ -10,8 +10,6 @@ import time
 import uuid
 from pathlib import Path
 
-from loguru import logger
-
 from rvmcv_worker.controller import (
     Controller,
     ControllerError,
@@ -19,6 +17,7 @@ from rvmcv_worker.controller import (
     TooLargeError,
 )
 from rvmcv_worker.errors import FencedError, InternalError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.ledger import Ledger, OutboxRow
 from rvmcv_worker.protocol import TrainingComplete
 from rvmcv_worker.retry import Retry
@@ -75,7 +74,7 @@ class Outbox(threading.Thread):
             except (ControllerError, sqlite3.Error, OSError) as error:
                 # What was accepted and could not be noted is delivered again, under its `finish_id`.
                 delay_s = backoff.next_s(error)
-                logger.warning("final reports wait {:.0f} s: {}", delay_s, error)
+                event(Event.REPORT_WAITS).warning("final reports wait {:.0f} s: {}", delay_s, error)
                 self._retry.pause(self._closing, delay_s, error)
                 self._retry.before_retry(error)
                 with contextlib.suppress(sqlite3.Error):
@@ -113,20 +112,23 @@ class Outbox(threading.Thread):
             raise met
 
     def _deliver(self, row: OutboxRow) -> None:
-        log = logger.bind(job_id=row.job_id)
         if row.waited_s > KEEP_S:
-            log.error("final report given up after seven days: RVM-Server never took it")
+            event(Event.REPORT_GIVEN_UP, row.job_id).error(
+                "final report given up after seven days: RVM-Server never took it"
+            )
             self._ledger.delivered(row.seq)
             return
         try:
             self._controller.finish(row.body)
         except FencedError as error:
-            log.warning("final report not wanted ({}): result discarded", error.reason)
+            event(Event.REPORT_UNWANTED, row.job_id).warning(
+                "final report not wanted ({}): result discarded", error.reason
+            )
         except (RequestRejectedError, TooLargeError) as error:
             self._rejected(row, error)
             return
         else:
-            log.info("final report accepted: {}", row.body["status"])
+            event(Event.REPORT_ACCEPTED, row.job_id).info("final report accepted: {}", row.body["status"])
             self._rejected_in_row = 0
             self._condition.recover("reports")
             self._ledger.delivered(row.seq)
@@ -136,7 +138,6 @@ class Outbox(threading.Thread):
 
     def _rejected(self, row: OutboxRow, error: ControllerError) -> None:
         """Keep the refused body on disk; send a minimal one once, which ends the job at least."""
-        log = logger.bind(job_id=row.job_id)
         self._rejected_dir.mkdir(mode=0o700, exist_ok=True)
         kept = self._rejected_dir / f"{row.finish_id}.json"
         kept.write_text(json.dumps(row.body, indent=1))
@@ -145,10 +146,14 @@ class Outbox(threading.Thread):
         if self._rejected_in_row >= _REJECTED_LIMIT:
             self._condition.degrade("reports", f"RVM-Server refuses final reports: {error}", frozenset())
         if "timings" not in row.body:  # only the minimal report below goes without
-            log.error("RVM-Server refused even a minimal final report ({}); kept as {}", error, kept)
+            event(Event.REPORT_REFUSED, row.job_id).error(
+                "RVM-Server refused even a minimal final report ({}); kept as {}", error, kept
+            )
             self._ledger.delivered(row.seq)
             return
-        log.error("RVM-Server refused the final report ({}); kept as {}, a minimal one follows", error, kept)
+        event(Event.REPORT_REFUSED, row.job_id).error(
+            "RVM-Server refused the final report ({}); kept as {}, a minimal one follows", error, kept
+        )
         wrong = InternalError(f"RVM-Server refused the final report, kept on the worker as {kept}: {error}")
         body = {
             **{key: row.body[key] for key in ("event", "job_id", "lease_token")},
@@ -162,13 +167,14 @@ class Outbox(threading.Thread):
     def _be_courteous(self, row: OutboxRow) -> None:
         if row.courtesy is None:
             return
-        log = logger.bind(job_id=row.job_id)
         delays = self._retry.delays()
         for _ in range(_COURTESY_TRIES):
             try:
                 self._controller.training_complete(TrainingComplete.model_validate(row.courtesy))
             except (ControllerError, FencedError) as error:
-                log.info("training-complete not taken, which changes nothing: {}", error)
+                event(Event.REPORT_ACCEPTED, row.job_id).info(
+                    "training-complete not taken, which changes nothing: {}", error
+                )
             else:
                 return
             if self._closing.wait(next(delays)):

@@ -18,6 +18,7 @@ from loguru import logger
 
 from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError, TooLargeError
 from rvmcv_worker.errors import FencedError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.logs import redact
 from rvmcv_worker.protocol import Checkpoint, Directive, Progress, progress_of, to_wire
@@ -123,10 +124,9 @@ class ProgressReporter:
         self._deliver("checkpoint", stop)
 
     def _deliver(self, what: str, stop: Interrupt) -> None:
-        log = logger.bind(job_id=self._job_id)
 
         def told(error: Exception, wait_s: float) -> None:
-            log.warning("{} waits {:.0f} s: {}", what, wait_s, error)
+            event(Event.JOB_WAITS, self._job_id).warning("{} waits {:.0f} s: {}", what, wait_s, error)
             if isinstance(
                 error, _REFUSED
             ):  # perhaps for what a child said: only what must be known is said again

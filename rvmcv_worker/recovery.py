@@ -10,12 +10,11 @@ import sqlite3
 import threading
 import time
 
-from loguru import logger
-
 from rvmcv_worker import checkpoints, final_report, workspace
 from rvmcv_worker.attempt import Services, checkpoint_put
 from rvmcv_worker.controller import ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError, InternalError, JobError, WorkerDiedError, WorkerStoppedError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.ledger import ClaimRow, ClaimState
 from rvmcv_worker.process_tree import kill_marked
 from rvmcv_worker.protocol import Checkpoint, to_wire
@@ -34,10 +33,12 @@ _LOOK_S, _AGAIN_MAX_S = 30.0, 600.0
 def clear(services: Services) -> None:
     """End what still runs of the daemon before, and wipe every workspace that no claim needs any more."""
     if killed := kill_marked(f"{services.settings.work_dir}/"):
-        logger.warning("ended {} processes that the daemon before this one had left behind", killed)
+        event(Event.LEFTOVERS_REMOVED).warning(
+            "ended {} processes that the daemon before this one had left behind", killed
+        )
     needed = {_workspace_name(row) for row in services.ledger.claims()}
     for name in workspace.sweep(services.settings.work_dir, keep=needed):
-        logger.info("wiped what was left of {}", name)
+        event(Event.LEFTOVERS_REMOVED).info("wiped what was left of {}", name)
 
 
 class Settlement(threading.Thread):
@@ -65,7 +66,7 @@ class Settlement(threading.Thread):
             try:
                 unsettled = self._settle_all()
             except sqlite3.Error:
-                logger.exception("the ledger cannot be read: tried again")
+                event(Event.WORKER_FAULT).exception("the ledger cannot be read: tried again")
                 condition.stopping.wait(backoff.next_s())
                 continue
             if condition.stopping.is_set():
@@ -95,7 +96,7 @@ class Settlement(threading.Thread):
             try:
                 self._settle(row)
             except Exception:  # noqa: BLE001 - one claim that cannot be settled must not hold up all work
-                logger.bind(job_id=row.job_id).exception("not settled: tried again")
+                event(Event.JOB_LEFT_BEHIND, row.job_id).exception("not settled: tried again")
                 failed += 1
         return failed
 
@@ -112,12 +113,11 @@ class Settlement(threading.Thread):
 
     def _settle(self, row: ClaimRow) -> None:
         services = self._services
-        log = logger.bind(job_id=row.job_id)
         lease_token = row.lease_token or self._repeat(row)
         if lease_token is None:
             return
         error = self._why(row)
-        log.warning("{}: handed back", error.message)
+        event(Event.JOB_HANDED_BACK, row.job_id).warning("{}: handed back", error.message)
         report = final_report.never_ran(services.settings, row.job_id, lease_token, error)
         dead = Workspace(services.settings.work_dir / _workspace_name(row), row.job_id, row.attempt or 1)
         left_off = self._save_checkpoint(dead, lease_token)
@@ -144,7 +144,7 @@ class Settlement(threading.Thread):
         claims = "" if condition.settled.is_set() else ", nothing is claimed"
         sentence = f"{waiting}{claims}: {error}"
         if condition.degrade(SETTLEMENT, sentence, frozenset()):
-            logger.warning(sentence)
+            event(Event.SETTLEMENT_WAITS).warning(sentence)
 
     def _save_checkpoint(self, dead: Workspace, lease_token: str) -> Checkpoint | None:
         """Store the newest checkpoint that was left; a storage that is away is waited for, not for ever."""
@@ -158,8 +158,9 @@ class Settlement(threading.Thread):
                 return checkpoints.store_newest(dead, put, checkpoints.max_bytes(services.settings))
             except checkpoints.StorageAwayError as error:
                 if time.monotonic() >= until_s:
-                    log = logger.bind(job_id=dead.job_id)
-                    log.warning("{}: given up, the job goes on from an earlier one, or anew", error)
+                    event(Event.JOB_CHECKPOINT_LOST, dead.job_id).warning(
+                        "{}: given up, the job goes on from an earlier one, or anew", error
+                    )
                     return None
                 self._tell(f"the last checkpoint of {dead.job_id} waits for storage", error)
                 condition.rest(backoff.next_s(), mark)
@@ -177,7 +178,9 @@ class Settlement(threading.Thread):
             try:
                 return services.controller.claim(row.job_id, row.claim_id).lease_token
             except (FencedError, RequestRejectedError) as error:
-                logger.bind(job_id=row.job_id).info("the claim whose answer was lost is not ours: {}", error)
+                event(Event.JOB_CLAIM_REFUSED, row.job_id).info(
+                    "the claim whose answer was lost is not ours: {}", error
+                )
                 services.ledger.forget(row.job_id)
                 return None
             except ControllerError as error:

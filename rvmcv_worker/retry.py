@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import tenacity
-from loguru import logger
 
 from rvmcv_worker.answers import ControllerError, RateLimitedError, ServerUnavailableError, TokenRejectedError
 from rvmcv_worker.config import Settings
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.token_source import TokenSource
 
 #: The first and the longest wait, in seconds, before jitter.
@@ -91,7 +91,7 @@ class Retry:
         if self._token and isinstance(error, TokenRejectedError):
             reading = self._token.reload()
             if reading.fault:
-                logger.warning("{}", reading)
+                event(Event.TOKEN_UNREADABLE).warning("{}", reading)
 
     def pause(self, stop: Stop, seconds: float, error: BaseException | None) -> bool:
         """Wait before the next try; True when `stop` was set.

@@ -20,11 +20,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loguru import logger
-
 from rvmcv_worker import confine, landlock, launch, mounts, seccomp
 from rvmcv_worker.config import LimitSettings, SandboxSettings
 from rvmcv_worker.errors import InternalError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.launch import SandboxUnavailableError
 from rvmcv_worker.process_tree import COOKIE, CookieTree, NamespaceTree, ProcessTree
 from rvmcv_worker.spawner import Spawner
@@ -100,7 +99,7 @@ def choose(settings: SandboxSettings, *, hide: Sequence[Path] = (), work_dir: Pa
         if settings.mode == "required":
             raise
         plain = PlainProcess(extra_read_only=settings.extra_read_only)
-        logger.warning("NO WALL ({}): {}", error, plain.shortcoming)
+        event(Event.WALL_OPEN).warning("NO WALL ({}): {}", error, plain.shortcoming)
         return plain
     return wall
 
@@ -131,7 +130,9 @@ class Bubblewrap(Sandbox):
         argv = (*launch.PYTHON, "-c", "import rvmcv_worker.framing")
         error = try_out(self, argv, work_dir).error
         if error and self._forbids_namespaces and "max_user_namespaces" in error:
-            logger.info("bubblewrap cannot forbid nested user namespaces here and goes without: {}", error)
+            event(Event.WALL_OPEN).info(
+                "bubblewrap cannot forbid nested user namespaces here and goes without: {}", error
+            )
             self._forbids_namespaces = False
             error = try_out(self, argv, work_dir).error
         if error:

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from rvmcv_worker import framing
 from rvmcv_worker.errors import DiskQuotaError, JobCrashedError
+from rvmcv_worker.events import Event, event
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -240,7 +239,9 @@ def _wipe_or_say(root: Path) -> None:
         wipe(root)
     except OSError as error:
         # The job's own outcome must not be lost over this; the next start sweeps.
-        logger.error("workspace {} could not be wiped, tried again at the next start: {}", root, error)
+        event(Event.LEFTOVERS_KEPT).error(
+            "workspace {} could not be wiped, tried again at the next start: {}", root, error
+        )
 
 
 def sweep(work_dir: Path, keep: set[str]) -> list[str]:

@@ -16,6 +16,7 @@ from rvmcv_worker.batch_checkpoint import BatchCheckpoint
 from rvmcv_worker.batch_parts import BatchParts
 from rvmcv_worker.engine_wire import Queue
 from rvmcv_worker.errors import DatasetUnavailableError, InvalidJobError, JobError, WorkerStoppedError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.in_order import in_order
 from rvmcv_worker.jobs import batch_config
 from rvmcv_worker.jobs.batch_config import BatchConfig
@@ -175,9 +176,10 @@ def _count(summary: batch_summary.BatchSummary, outcome: Outcome) -> None:
 
 def _say_what_failed(attempt: Attempt, summary: batch_summary.BatchSummary) -> None:
     if summary.images_failed:
-        log = logger.bind(job_id=attempt.offer.job_id)
         codes = ", ".join(f"{code} {count}" for code, count in summary.errors.most_common())
-        log.warning("images without a result: {} ({})", summary.images_failed, codes)
+        event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
+            "images without a result: {} ({})", summary.images_failed, codes
+        )
 
 
 def _line(outcome: Outcome) -> dict[str, Any]:

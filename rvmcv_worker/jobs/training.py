@@ -7,10 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from loguru import logger
-
 from rvmcv_worker.controller import ControllerError
 from rvmcv_worker.errors import DatasetUnavailableError, JobError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.jobs import training_delivery, training_results
 from rvmcv_worker.retry import RetryStoppedError
 from rvmcv_worker.state import Lane
@@ -107,7 +106,7 @@ def fetch_active_model(attempt: Attempt, config: TrainingConfig) -> str | None:
     except JobError as error:
         if error.code == "worker_stopped":
             raise
-        logger.bind(job_id=attempt.offer.job_id).warning(
+        event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
             "the active model is not compared: {}", error.message
         )
         return None

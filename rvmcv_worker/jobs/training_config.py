@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from loguru import logger
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -19,6 +18,7 @@ from pydantic import (
 
 from rvmcv_worker.config import ModelName
 from rvmcv_worker.errors import InvalidJobError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.jobs.job_config import ClassName, explain, unknown
 from rvmcv_worker.protocol import Sha256
 
@@ -97,7 +97,9 @@ def parse(config: Mapping[str, Any], model: type[Config], options: type[Options]
     """Validate a job's config; raises `InvalidJobError` that names each wrong key and its range."""
     ignored = sorted(OURS & set(config))
     if ignored:
-        logger.warning("config: {} is the worker's to set: ignored", ", ".join(ignored))
+        event(Event.JOB_OPTION_IGNORED).warning(
+            "config: {} is the worker's to set: ignored", ", ".join(ignored)
+        )
     of_options, of_model = _spellings(options), _spellings(model)
     of_model.pop("options", None)
     given: dict[type[BaseModel], dict[str, tuple[str, Any]]] = {options: {}, model: {}}

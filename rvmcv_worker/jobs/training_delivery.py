@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loguru import logger
-
 from rvmcv_worker import checkpoints
 from rvmcv_worker.errors import JobCrashedError, JobError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.jobs import training_results
 from rvmcv_worker.ledger import ClaimState
 from rvmcv_worker.storage import MODEL_PATIENCE_S
@@ -205,7 +204,9 @@ def _store_safetensors(attempt: Attempt, safe: _Model | None) -> dict[str, str]:
     """Store the checked weights; {name: path}, {} where that is said to have failed."""
     if safe is None or not attempt.services.storage.can_store:
         why = "the training left none, its log says why" if safe is None else "there is no storage"
-        logger.bind(job_id=attempt.offer.job_id).warning("{} is not delivered: {}", _SAFETENSORS, why)
+        event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
+            "{} is not delivered: {}", _SAFETENSORS, why
+        )
         return {}
     with _optional(attempt, _SAFETENSORS):
         return {_SAFETENSORS: attempt.store(safe.path, _SAFETENSORS, safe.sha256).path}
@@ -219,7 +220,9 @@ def _optional(attempt: Attempt, name: str) -> Iterator[None]:
         yield
     except JobError as error:
         attempt.interrupt.check()
-        logger.bind(job_id=attempt.offer.job_id).warning("{} is not delivered: {}", name, error.message)
+        event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
+            "{} is not delivered: {}", name, error.message
+        )
 
 
 def deliver_failure(attempt: Attempt) -> dict[str, Any] | None:

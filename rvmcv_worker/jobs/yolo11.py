@@ -6,10 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from loguru import logger
-
 from rvmcv_worker import checkpoints
 from rvmcv_worker.errors import OutOfGpuMemoryError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.jobs import training, training_config, training_delivery, yolo11_config
 from rvmcv_worker.jobs.memory_ladder import Rung, smallest_imgsz
 from rvmcv_worker.jobs.yolo11_config import Yolo11Config
@@ -97,7 +96,7 @@ def _train_as_memory_allows(attempt: Attempt, config: Yolo11Config, job: dict[st
             if lower is None:
                 raise
             said = f"out of GPU memory: going on with batch {lower.batch} at {lower.imgsz} px"
-            logger.bind(job_id=attempt.offer.job_id).warning("{} ({})", said, error.message)
+            event(Event.JOB_MEMORY_SHORT, attempt.offer.job_id).warning("{} ({})", said, error.message)
             attempt.progress.update(batch_size=lower.batch, message=said)
             rung = lower
             # What an earlier attempt left is where this one began; its own is newer.

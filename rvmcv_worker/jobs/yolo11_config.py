@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from loguru import logger
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from rvmcv_worker.config import ModelName
 from rvmcv_worker.errors import InvalidJobError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.jobs import training_config
 from rvmcv_worker.jobs.job_config import Fraction
 from rvmcv_worker.jobs.training_config import TrainingConfig
@@ -40,7 +40,9 @@ def _optimizer(value: Any) -> Any:
 def _cache(value: Any) -> Any:
     """Take `disk` as off: Ultralytics would write beside the images, which a training can only read."""
     if value == "disk":
-        logger.warning("config.cache: 'disk' is not to be had behind the wall: trained without a cache")
+        event(Event.JOB_OPTION_IGNORED).warning(
+            "config.cache: 'disk' is not to be had behind the wall: trained without a cache"
+        )
         return False
     return value
 
