@@ -9,7 +9,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 # A release is taken into the lock when it is this old: most that are malicious are found out before.
 AGE_DAYS ?= 14
 
-.PHONY: help setup demo test test-fast fuzz chaos soak lint format bench sam2-proof audit licences lock clean
+.PHONY: help setup demo test test-fast fuzz chaos soak lint format bench sam2-proof audit licences wheelhouse lock clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,11 +53,13 @@ chaos: setup ## kill daemons over a bad network and count what went wrong; JOBS=
 soak: setup ## mixed jobs for MINUTES=60; tells whether the daemon grows
 	$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES))
 
-lint: setup ## ruff, mypy strict, import-linter
+lint: setup ## ruff, mypy strict, import-linter; shellcheck where it is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@command -v shellcheck >/dev/null || { echo "shellcheck is not installed: no shell script was looked at"; exit 0; }; \
+	find . -name '*.sh' -not -path './.*' -not -path './installer/*' -exec shellcheck --external-sources --check-sourced {} +
 
 format: setup ## ruff's formatter
 	$(BIN)/ruff format .
@@ -78,10 +80,13 @@ audit: setup ## licences, a bill of materials (sbom.cdx.json), known holes; SERV
 licences: setup ## under which licences all packages are; fails for one that does not go with the AGPL
 	$(BIN)/python -m audit --licences-only
 
+wheelhouse: setup ## all that install.sh --wheelhouse needs offline, into WHEELHOUSE=wheelhouse; EXTRAS=compute for what trains
+	$(BIN)/python -m installer.wheelhouse '$(or $(WHEELHOUSE),wheelhouse)' --uv $(UV) $(if $(EXTRAS),--extra '$(EXTRAS)')
+
 lock: ## resolve requirements.lock anew, from releases at least AGE_DAYS=14 old
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --all-extras \
 	  --upgrade --exclude-newer "$$(date --utc --date '$(AGE_DAYS) days ago' +%Y-%m-%dT%H:%M:%SZ)" \
 	  --custom-compile-command 'make lock' --quiet pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) demo-out sam2-proof summary.json sbom.cdx.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) wheelhouse demo-out sam2-proof summary.json sbom.cdx.json .pytest_cache .mypy_cache .ruff_cache
