@@ -84,7 +84,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _wall(settings)
     yield _gpu(settings)
     yield _disk(settings)
-    yield _compute()
+    yield _compute(settings)
 
 
 def _ca_file(settings: Settings) -> Iterator[Finding]:
@@ -215,7 +215,9 @@ def _disk(settings: Settings) -> Finding:
     return Finding("disk", True, f"{free_gb:.0f} GB free at {place}")
 
 
-def _compute() -> Finding:
+def _compute(settings: Settings) -> Finding:
+    if set(settings.worker.job_types) <= {Stub.name}:
+        return Finding("compute", None, "not looked at: no job type that is claimed computes anything")
     missing = []
     for package in ("torch", "torchvision", "ultralytics-opencv-headless", "sam2"):
         try:
