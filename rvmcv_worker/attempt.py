@@ -48,6 +48,7 @@ from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.state import Condition, Lane, RunningJob
 from rvmcv_worker.storage import PATIENCE_S, Storage
+from rvmcv_worker.tally import Tally
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
 from rvmcv_worker.workspace import LeftBehindError, UsageMeter, Workspace
@@ -72,6 +73,7 @@ class Services:
     gpus: Gpus
     work_usage: UsageMeter
     engines: Engines
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class Attempt:
         try:
             yield
         finally:
-            self.timings[name] = round(self.timings.get(name, 0.0) + time.monotonic() - start_s, 3)
+            took_s = time.monotonic() - start_s
+            self.timings[name] = round(self.timings.get(name, 0.0) + took_s, 3)
+            self.services.tally.phase_took(self.offer.job_type, name, took_s)
 
     def enter(self, state: ClaimState) -> None:
         """Note in the ledger how far the attempt is."""

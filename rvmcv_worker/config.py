@@ -106,6 +106,14 @@ class WorkerSettings(Section):
     batch_slots: Slots = 1
     checkpoint_every_min: PositiveFloat = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    metrics_file: Path | None = None
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _for_node_exporter(cls, value: Path | None) -> Path | None:
+        if value is not None and not (value.is_absolute() and value.suffix == ".prom"):
+            raise ValueError("must be an absolute path that ends in .prom: node_exporter reads no other file")
+        return value
 
 
 class SandboxSettings(Section):

@@ -8,13 +8,15 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from rvmcv_worker import __version__
+from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.health import Answer, Routes
 from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.metrics import Metrics
 from rvmcv_worker.operator_wish import OperatorWish
 from rvmcv_worker.protocol import DesiredState, progress_of
 from rvmcv_worker.state import JobEnd, RunningJob
+from rvmcv_worker.tick import Tick
 
 #: What is asked for by `POST /control/<name>`.
 _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
@@ -22,10 +24,14 @@ _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": D
 _PROGRESS = {"phase", "fraction", "epoch", "epochs", "images_done", "images_total", "eta_s", "message"}
 
 
-def routes(services: Services, heartbeat: Heartbeat, wish: OperatorWish) -> Routes:
+def routes(
+    services: Services, heartbeat: Heartbeat, wish: OperatorWish, tick: Tick, metrics: Metrics
+) -> Routes:
     """Return all routes."""
     return {
+        **readiness.routes(services, heartbeat, tick),
         ("GET", "/status"): lambda: Answer.of(status(services, heartbeat)),
+        ("GET", "/metrics"): metrics.answer,
         **{
             ("POST", f"/control/{name}"): partial(_follow, services, wish, name, desired)
             for name, desired in _WISHES.items()

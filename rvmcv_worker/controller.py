@@ -35,6 +35,7 @@ from rvmcv_worker.config import Settings
 from rvmcv_worker.errors import FencedError, UrlForbiddenError
 from rvmcv_worker.http_session import Exchange, HttpSessions, Reply
 from rvmcv_worker.multipart import MultipartBody
+from rvmcv_worker.tally import Call, Tally
 from rvmcv_worker.token_source import TokenSource
 
 __all__ = [
@@ -95,8 +96,11 @@ class Stream:
 class Controller:
     """Calls RVM-Server for one start of the daemon."""
 
-    def __init__(self, settings: Settings, token: TokenSource, instance_id: str) -> None:
+    def __init__(
+        self, settings: Settings, token: TokenSource, instance_id: str, tally: Tally | None = None
+    ) -> None:
         self._settings = settings
+        self._tally = tally or Tally()
         self._token = token
         self._worker_id = settings.worker.id
         self.instance_id = instance_id  #: the UUID of this start of the daemon
@@ -142,21 +146,28 @@ class Controller:
                 raise PollAbandonedError("the worker stops: no more polls")
             self._polls.add(exchange)
         try:
-            status, headers, body = self._call(exchange, "GET", "job-status", params=params, read_s=read_s)
+            with self._tally.request("poll"), _understood(exchange):
+                status, headers, body = self._call(
+                    exchange, "GET", "job-status", params=params, read_s=read_s
+                )
+                jobs = () if status == 204 else tuple(protocol.parse_offers(protocol.parse_json(body)))
+                return Offers(jobs, retry_after_s(headers))
         finally:
             with self._lock:
                 self._polls.discard(exchange)
-        if status == 204:
-            return Offers((), retry_after_s(headers))
-        with _understood(exchange):
-            return Offers(tuple(protocol.parse_offers(protocol.parse_json(body))), retry_after_s(headers))
+
+    @property
+    def held_polls(self) -> int:
+        """How many polls wait for their answer."""
+        with self._lock:
+            return len(self._polls)
 
     def claim(self, job_id: str, claim_id: str) -> protocol.Claim:
         """Claim a job; the same `claim_id` again gets the same answer. Raises `FencedError` when refused."""
         request = protocol.ClaimRequest(
             job_id=job_id, worker_id=self._worker_id, instance_id=self.instance_id, claim_id=claim_id
         )
-        return self._post("job-status", request, protocol.Claim)
+        return self._post("claim", "job-status", request, protocol.Claim)
 
     def progress(
         self, job_id: str, lease_token: str, seq: int, progress: protocol.Progress | Mapping[str, Any]
@@ -168,22 +179,24 @@ class Controller:
         if not isinstance(progress, protocol.Progress):
             progress = protocol.progress_of(progress)
         report = protocol.ProgressReport(job_id=job_id, lease_token=lease_token, seq=seq, progress=progress)
-        return self._post("job-status", report, protocol.ProgressAnswer).directive
+        return self._post("progress", "job-status", report, protocol.ProgressAnswer).directive
 
     def finish(self, body: Mapping[str, Any]) -> None:
         """Deliver a final report as the outbox keeps it. Raises `FencedError`."""
-        self._post("job-status", dict(body), protocol.FinishAnswer)
+        self._post("finish", "job-status", dict(body), protocol.FinishAnswer)
 
     def worker_status(self, status: protocol.WorkerStatus) -> protocol.WorkerStatusAnswer:
         """Show the worker and renew its leases. Raises `ProtocolMissingError` where the path is missing."""
-        return self._post("worker-status", status, protocol.WorkerStatusAnswer, fencing=False)
+        return self._post(
+            "worker_status", "worker-status", status, protocol.WorkerStatusAnswer, fencing=False
+        )
 
     def job_uploads(
         self, job_id: str, lease_token: str, files: Sequence[protocol.UploadFile]
     ) -> dict[str, protocol.UploadSlot]:
         """Ask for presigned PUTs, one per file name. Raises `FencedError`."""
         request = protocol.UploadRequest(job_id=job_id, lease_token=lease_token, files=list(files))
-        slots = self._post("job-uploads", request, protocol.UploadSlots).uploads
+        slots = self._post("job_uploads", "job-uploads", request, protocol.UploadSlots).uploads
         if missing := [file.name for file in files if file.name not in slots]:
             raise ServerUnavailableError(f"POST job-uploads: no upload for {', '.join(missing[:5])}")
         return slots
@@ -192,8 +205,8 @@ class Controller:
         """Look a data set up. Raises `NotFoundError`."""
         path = f"datasets/{quote(str(dataset_id), safe='')}"
         exchange = self._exchange("GET", path, self._settings.server.read_timeout_s)
-        _, _, body = self._call(exchange, "GET", path)
-        with _understood(exchange):
+        with self._tally.request("dataset"), _understood(exchange):
+            _, _, body = self._call(exchange, "GET", path)
             return protocol.parse(protocol.DatasetInfo, protocol.parse_json(body).get("data"))
 
     def upload_model(self, upload: protocol.ModelUpload, file: Path) -> protocol.UploadedModel:
@@ -216,7 +229,8 @@ class Controller:
         """Make the courtesy call after a training; any answer in the 200s will do."""
         data = protocol.encode(protocol.TrainingComplete.model_validate(report))
         exchange = self._exchange("POST", "training-complete", self._settings.server.read_timeout_s)
-        self._call(exchange, "POST", "training-complete", data=data)
+        with self._tally.request("training_complete"):
+            self._call(exchange, "POST", "training-complete", data=data)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -295,6 +309,7 @@ class Controller:
 
     def _post(
         self,
+        name: Call,
         path: str,
         body: protocol.Sent | dict[str, Any],
         model: type[protocol.Model],
@@ -302,8 +317,8 @@ class Controller:
         fencing: bool = True,
     ) -> protocol.Model:
         exchange = self._exchange("POST", path, self._settings.server.read_timeout_s)
-        _, _, answer = self._call(exchange, "POST", path, data=protocol.encode(body), fencing=fencing)
-        with _understood(exchange):
+        with self._tally.request(name), _understood(exchange):
+            _, _, answer = self._call(exchange, "POST", path, data=protocol.encode(body), fencing=fencing)
             return protocol.parse(model, protocol.parse_json(answer))
 
     def _upload(
@@ -312,17 +327,17 @@ class Controller:
         server = self._settings.server
         read_s = server.read_timeout_s + size_bytes / (16 * _UPLOAD_BYTES_PER_S)
         exchange = self._exchange("POST", "upload-model", read_s + size_bytes / _UPLOAD_BYTES_PER_S)
-        _, _, body = self._call(
-            exchange,
-            "POST",
-            "upload-model",
-            data=data,
-            content_type=content_type,
-            connect_s=max(server.connect_timeout_s, server.read_timeout_s),
-            read_s=read_s,
-            fencing=True,
-        )
-        with _understood(exchange):
+        with self._tally.request("upload_model"), _understood(exchange):
+            _, _, body = self._call(
+                exchange,
+                "POST",
+                "upload-model",
+                data=data,
+                content_type=content_type,
+                connect_s=max(server.connect_timeout_s, server.read_timeout_s),
+                read_s=read_s,
+                fencing=True,
+            )
             return protocol.parse(protocol.UploadedModel, protocol.parse_json(body).get("data"))
 
     def _call(

@@ -31,6 +31,8 @@ from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.lanes import LaneLoop
 from rvmcv_worker.ledger import ClaimState, Ledger
 from rvmcv_worker.machine_watch import MachineWatch, train_places
+from rvmcv_worker.metrics import Metrics
+from rvmcv_worker.metrics_file import MetricsFile
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.operator_wish import OperatorWish
 from rvmcv_worker.outbox import Outbox
@@ -41,6 +43,8 @@ from rvmcv_worker.slots import Slots
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.state import Condition, Lane
 from rvmcv_worker.storage import Storage
+from rvmcv_worker.tally import Tally
+from rvmcv_worker.tick import Tick
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.workspace import UsageMeter
 
@@ -85,12 +89,13 @@ def make_services(settings: Settings) -> Services:
     for secret in (credentials.token, credentials.s3_access_key, credentials.s3_secret_key):
         if secret is not None:
             logs.mask(secret.get_secret_value())
-    condition = Condition()
+    tally = Tally(settings.worker.job_types)
+    condition = Condition(tally)
     ledger = Ledger(settings.worker.state_dir / "ledger.sqlite3")
     token = TokenSource(settings)
     retry = Retry(settings, token)
     instance_id = str(uuid.uuid4())
-    controller = Controller(settings, token, instance_id)
+    controller = Controller(settings, token, instance_id, tally)
     condition.on_hold = controller.let_go
     wall, spawner, gpus = _choose_wall(settings, condition), Spawner(), Gpus(settings)
     model_store = ModelStore(
@@ -107,7 +112,7 @@ def make_services(settings: Settings) -> Services:
         ledger=ledger,
         controller=controller,
         retry=retry,
-        storage=Storage(settings, credentials, controller, retry),
+        storage=Storage(settings, credentials, controller, retry, tally),
         model_store=model_store,
         sandbox=wall,
         spawner=spawner,
@@ -115,6 +120,7 @@ def make_services(settings: Settings) -> Services:
         gpus=gpus,
         work_usage=UsageMeter(settings.work_dir),
         engines=Engines(Machine(settings, wall, spawner, gpus), model_store),
+        tally=tally,
     )
 
 
@@ -168,7 +174,10 @@ def run(settings: Settings) -> ExitCode:
     lanes = make_lanes(services, train_slots)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     wish = OperatorWish(settings.worker.state_dir, services.condition)
-    health = HealthSocket(settings.worker.runtime_dir, control.routes(services, heartbeat, wish))
+    tick = Tick()
+    metrics = Metrics(services, heartbeat, tick, lanes)
+    routes = control.routes(services, heartbeat, wish, tick, metrics)
+    health = HealthSocket(settings.worker.runtime_dir, routes)
     event(Event.WORKER_STARTED).info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
         __version__,
@@ -185,7 +194,9 @@ def run(settings: Settings) -> ExitCode:
     watch.look()
     chores = Housekeeping(services)
     settlement = recovery.Settlement(services)
-    threads = (settlement, services.outbox, watch, heartbeat, chores, *lanes)
+    file = settings.worker.metrics_file
+    metrics_files = [MetricsFile(file, metrics.text)] if file else []
+    threads = (settlement, services.outbox, watch, heartbeat, chores, *metrics_files, *lanes)
     for thread in threads:
         thread.start()
     systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
@@ -196,11 +207,14 @@ def run(settings: Settings) -> ExitCode:
                     "thread {} died: the worker stops, to be started anew", dead[0]
                 )
                 return ExitCode.FAILED
+            tick.beat()
             systemd.notify("WATCHDOG=1")
     finally:
         systemd.notify("STOPPING=1")
         chores.close()
         _stop(services, heartbeat, health, (settlement, *lanes))
+        for metrics_file in metrics_files:
+            metrics_file.close()
         os.close(lock)
     return ExitCode.OK
 

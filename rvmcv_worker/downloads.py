@@ -29,6 +29,8 @@ from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.object_store import ObjectStore
 from rvmcv_worker.partial_file import PartialFile, new_file
 from rvmcv_worker.retry import Retry
+from rvmcv_worker.tally import Source as CountedAs
+from rvmcv_worker.tally import Tally
 from rvmcv_worker.transfer import (
     READ_BYTES,
     BrokenError,
@@ -77,6 +79,7 @@ class Wanted:
     sha256: str | None
     max_bytes: int
     unavailable: type[JobError]
+    counted_as: CountedAs
 
     def too_large(self, size_bytes: int, *, at_least: bool) -> JobError:
         """Return the error of a file over the cap."""
@@ -102,12 +105,14 @@ class Downloader:
         retry: Retry,
         objects: ObjectStore | None,
         https: HttpsFiles,
+        tally: Tally,
     ) -> None:
         self._settings = settings
         self._controller = controller
         self._retry = retry
         self._objects = objects
         self._https = https
+        self._tally = tally
         self._stall_s = settings.server.read_timeout_s
 
     def fetch(
@@ -124,7 +129,7 @@ class Downloader:
     ) -> Fetched:
         """See `Storage.fetch`."""
         target = classify(url, self._settings)
-        wanted = Wanted(str(target), sha256 and sha256.lower(), max_bytes, unavailable)
+        wanted = Wanted(str(target), sha256 and sha256.lower(), max_bytes, unavailable, _counted_as(target))
         again = TryAgain(self._retry, interrupt, max_refusals=max_refusals)
         return self._bring(self._source(target), wanted, dest, interrupt, on_bytes, again)
 
@@ -143,7 +148,11 @@ class Downloader:
             sha256 = sha256 or wanted
         path = self._controller.model_path(wanted)
         model = Wanted(
-            f"the model {wanted} on RVM-Server", sha256 and sha256.lower(), max_bytes, ModelUnavailableError
+            f"the model {wanted} on RVM-Server",
+            sha256 and sha256.lower(),
+            max_bytes,
+            ModelUnavailableError,
+            "server",
         )
         again = TryAgain(self._retry, interrupt)
         return self._bring(
@@ -285,8 +294,15 @@ class Downloader:
             if partial.done_bytes + len(chunk) > wanted.max_bytes:
                 raise wanted.too_large(wanted.max_bytes, at_least=True)
             partial.add(chunk)
+            self._tally.fetched(wanted.counted_as, len(chunk))
             if on_bytes:
                 on_bytes(partial.done_bytes, partial.total_bytes)
+
+
+def _counted_as(target: JobUrl) -> CountedAs:
+    if isinstance(target, S3Url):
+        return "storage"
+    return "https" if isinstance(target, HttpsUrl) else "server"
 
 
 def _opened(stream: Stream) -> Opened:

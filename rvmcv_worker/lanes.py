@@ -28,6 +28,7 @@ from rvmcv_worker.job_type import JobType
 from rvmcv_worker.protocol import Claim, JobOffer, MalformedJob
 from rvmcv_worker.slots import Slots
 from rvmcv_worker.state import Lane, RunningJob
+from rvmcv_worker.tally import UNKNOWN_TYPE
 
 #: Least seconds between two polls that led to no claim.
 _POLL_GAP_S = 1.0
@@ -74,8 +75,8 @@ class LaneLoop(threading.Thread):
     ) -> None:
         super().__init__(name=f"lane-{lane.value}", daemon=True)
         self.lane = lane
+        self.slots = slots
         self._job_types = {name: kind for name, kind in job_types.items() if kind.lane is lane}
-        self._slots = slots
         self._services = services
         self._refusals = Refusals(services.settings.timing.scale)
         self._fault = f"server-{lane.value}"
@@ -129,9 +130,9 @@ class LaneLoop(threading.Thread):
 
     def _has_room(self) -> bool:
         """Wait a moment for a place; where a job of several GPUs is next, for all that it needs."""
-        if self._slots.wait(1.0, self._next_gpus):
+        if self.slots.wait(1.0, self._next_gpus):
             return True
-        return self._slots.free() > 0 and time.monotonic() >= self._keep_until_s
+        return self.slots.free() > 0 and time.monotonic() >= self._keep_until_s
 
     def _keep_for(self, offer: JobOffer, gpus: int) -> None:
         """Start no other job before this one, which is next and needs more GPUs than are free.
@@ -163,9 +164,9 @@ class LaneLoop(threading.Thread):
         start_s = time.monotonic()
         offers = self._services.controller.offer(
             self.lane.value,
-            slots=self._slots.free(),
-            gpus_free=self._slots.gpus_free(),
-            gpus=self._slots.gpus_fit(),
+            slots=self.slots.free(),
+            gpus_free=self.slots.gpus_free(),
+            gpus=self.slots.gpus_fit(),
             job_types=sorted(self._job_types),
             wait_s=settings.server.poll_wait_s,
         )
@@ -196,13 +197,13 @@ class LaneLoop(threading.Thread):
             wrong = f"this worker's lane {self.lane.value} has no job type {offer.job_type!r}, only {known}"
             return self._refuse(offer.job_id, UnsupportedJobError(wrong))
         wanted = job_type.gpus(offer.config)
-        if wanted > max(1, self._slots.gpus):
-            wrong = f"config.gpus: {wanted} were asked for, this worker has {self._slots.gpus}"
+        if wanted > max(1, self.slots.gpus):
+            wrong = f"config.gpus: {wanted} were asked for, this worker has {self.slots.gpus}"
             return self._refuse(offer.job_id, UnsupportedJobError(wrong))
         if self._left_alone(offer.job_id):
             return False
-        if (place := self._slots.take(wanted)) is None:
-            if 1 < wanted <= self._slots.gpus_fit():
+        if (place := self.slots.take(wanted)) is None:
+            if 1 < wanted <= self.slots.gpus_fit():
                 self._keep_for(offer, wanted)
             return False
         begun = False
@@ -249,7 +250,7 @@ class LaneLoop(threading.Thread):
             self._refusals.note(job.job_id)
 
     def _leave(self, job_id: str, place: tuple[int, ...]) -> None:
-        self._slots.give_back(place)
+        self.slots.give_back(place)
         self._services.condition.release(job_id)
 
     def _left_alone(self, job_id: str) -> bool:
@@ -270,6 +271,7 @@ class LaneLoop(threading.Thread):
             )
         finally:
             self._services.condition.release(job_id)
+        self._services.tally.ended(UNKNOWN_TYPE, "failed", error.code)
         self._services.outbox.wake()
         self._refusals.note(job_id)
         return True
@@ -286,6 +288,7 @@ class LaneLoop(threading.Thread):
                 claim = self._services.controller.claim(job_id, claim_id)
             except (FencedError, RequestRejectedError) as error:
                 event(Event.JOB_CLAIM_REFUSED, job_id).info("claim of {} refused: {}", job_id, error)
+                self._services.tally.claimed(self.lane.value, granted=False)
                 ledger.forget(job_id)
                 self._refusals.note(job_id)
                 return None
@@ -295,6 +298,7 @@ class LaneLoop(threading.Thread):
                     return None  # the ledger knows the claim: the next start repeats and hands it back
                 retry.before_retry(error)
             else:
+                self._services.tally.claimed(self.lane.value, granted=True)
                 return claim if self._note_claim(job_id, claim) else None
 
     def _note_claim(self, job_id: str, claim: Claim) -> bool:

@@ -94,6 +94,15 @@ class OutboxRow:
     waited_s: float
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """What the ledger still waits for."""
+
+    claims: int  #: attempts without a final report
+    reports: int  #: final reports that RVM-Server has not accepted
+    oldest_s: float  #: how long ago the oldest of these was written, by the wall clock; 0 without one
+
+
 class Ledger:
     """The daemon's memory on disk; every method is one transaction, callable from any thread."""
 
@@ -258,6 +267,20 @@ class Ledger:
             "a final report cannot be read ({}): set aside as {}", error, aside
         )
         self.delivered(row["seq"])
+
+    def backlog(self, wait_s: float) -> Backlog | None:
+        """Count what waits; None where the ledger cannot be read within `wait_s`: no look shall hang."""
+        if not self._lock.acquire(timeout=wait_s):
+            return None
+        try:
+            claims, reports, oldest_at = self._db.execute(
+                "SELECT (SELECT count(*) FROM claims), count(*), min(created_at) FROM outbox"
+            ).fetchone()
+        except sqlite3.Error:
+            return None
+        finally:
+            self._lock.release()
+        return Backlog(claims, reports, max(0.0, time.time() - oldest_at) if reports else 0.0)
 
     def knows(self, job_id: str) -> bool:
         """Whether the job is claimed here or its final report still waits: it is not claimed again."""

@@ -220,6 +220,14 @@ class ModelStore:
             )
         return removed
 
+    def used_bytes(self) -> int:
+        """What the weights and what was exported of them take."""
+        total_bytes = 0
+        for file in (*self._directory.iterdir(), *(self._directory / EXPORTS).glob("*/*")):
+            with contextlib.suppress(FileNotFoundError):
+                total_bytes += file.stat().st_size if file.is_file() else 0
+        return total_bytes
+
     def _exported_bytes(self, sha256: str) -> int:
         total_bytes = 0
         for file in (self._directory / EXPORTS).glob(f"{sha256}-*/*"):

@@ -17,6 +17,7 @@ from rvmcv_worker.errors import ChecksumMismatchError, UploadFailedError, Upload
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.retry import Retry
+from rvmcv_worker.tally import Tally
 from rvmcv_worker.transfer import BrokenError, RefusedError, TransferError, TryAgain, failed_call, watched
 from rvmcv_worker.uploads import Stored
 
@@ -51,13 +52,14 @@ class ModelUploader:
     """`POST upload-model` is not repeatable at every server: a look at the bytes goes before each."""
 
     def __init__(
-        self, settings: Settings, controller: Controller, retry: Retry, downloads: Downloader
+        self, settings: Settings, controller: Controller, retry: Retry, downloads: Downloader, tally: Tally
     ) -> None:
         self._patience_s = settings.scaled(PATIENCE_S)
         self._stall_s = settings.server.read_timeout_s
         self._controller = controller
         self._retry = retry
         self._downloads = downloads
+        self._tally = tally
         self._takes_json = True
 
     def upload(
@@ -153,7 +155,10 @@ class ModelUploader:
         )
 
     def _post(self, model: _Model) -> UploadedModel:
-        answer = self._post_stored(model) or self._controller.upload_model(model.upload, model.file)
+        answer = self._post_stored(model)
+        if answer is None:
+            answer = self._controller.upload_model(model.upload, model.file)
+            self._tally.stored("model", model.size_bytes)
         if answer.sha256_hash != model.sha256:
             raise ChecksumMismatchError(
                 f"RVM-Server stored {model.upload.version} with sha256 {answer.sha256_hash},"

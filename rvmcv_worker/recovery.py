@@ -127,6 +127,8 @@ class Settlement(threading.Thread):
             report["checkpoint"] = to_wire(left_off)
         workspace.wipe(dead.root)
         services.ledger.finish(row.job_id, report)
+        if row.claim_id in self._inherited:  # one of this daemon's was counted when its attempt ended
+            services.tally.ended(row.job_type, report["status"], error.code)
         services.outbox.wake()
 
     def _why(self, row: ClaimRow) -> JobError:

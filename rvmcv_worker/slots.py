@@ -22,6 +22,12 @@ class Slots:
         """How many GPUs one job can get at most."""
         return len({gpu for place in self._places for gpu in place})
 
+    @property
+    def count(self) -> int:
+        """How many places there are, taken and unfit ones too."""
+        with self._changed:
+            return len(self._places)
+
     def free(self) -> int:
         """How many places are free now."""
         with self._changed:

@@ -15,6 +15,7 @@ from typing import Any
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.logs import redact
 from rvmcv_worker.protocol import DesiredState, JobTotals, WorkerState
+from rvmcv_worker.tally import Tally
 
 #: What server and operator may wish for, the stricter the later.
 _STRICTNESS = (DesiredState.RUN, DesiredState.PAUSE, DesiredState.DRAIN)
@@ -77,7 +78,8 @@ class Wishes:
 class Condition:
     """Shared by all threads of the daemon; `changed` wakes the heartbeat so that RVM-Server hears at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
+        self._tally = tally or Tally()
         self.changed = threading.Event()
         #: Called, in any thread, when a wish stops the claims: held polls are then of no use.
         self.on_hold: Callable[[], None] | None = None
@@ -202,6 +204,11 @@ class Condition:
             faults = [reason for reason, _ in self._reasons.values()]
             return [*([] if known else [_UNSETTLED]), *faults, *self._notes.values()]
 
+    def faults(self) -> list[str]:
+        """The source of every fault at this moment: a word of the worker's own each."""
+        with self._lock:
+            return list(self._reasons)
+
     def state(self) -> WorkerState:
         """The one word for all of it."""
         with self._lock:
@@ -251,6 +258,7 @@ class Condition:
                 JobEnd(job.job_id, job.job_type, job.attempt, status, error_code, now, took_s)
             )
             self._idle.notify_all()
+        self._tally.ended(job.job_type, status, error_code, took_s)
         self.changed.set()
 
     def wait_idle(self, timeout_s: float) -> bool:

@@ -16,6 +16,7 @@ from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.model_upload import ModelUploader, UploadedModel
 from rvmcv_worker.object_store import ObjectStore
 from rvmcv_worker.retry import Retry
+from rvmcv_worker.tally import Tally
 from rvmcv_worker.transfer import MAX_REFUSALS
 from rvmcv_worker.uploads import NoStorageError, Stored, Uploader
 
@@ -34,14 +35,19 @@ class Storage:
     """
 
     def __init__(
-        self, settings: Settings, credentials: Credentials, controller: Controller, retry: Retry | None = None
+        self,
+        settings: Settings,
+        credentials: Credentials,
+        controller: Controller,
+        retry: Retry | None = None,
+        tally: Tally | None = None,
     ) -> None:
-        retry = retry or Retry(settings)
+        retry, tally = retry or Retry(settings), tally or Tally()
         self._https = HttpsFiles(settings)
         self._objects = ObjectStore(settings, credentials) if settings.storage.s3_endpoint else None
-        self._downloads = Downloader(settings, controller, retry, self._objects, self._https)
-        self._uploads = Uploader(settings, controller, retry, self._objects, self._https)
-        self._models = ModelUploader(settings, controller, retry, self._downloads)
+        self._downloads = Downloader(settings, controller, retry, self._objects, self._https, tally)
+        self._uploads = Uploader(settings, controller, retry, self._objects, self._https, tally)
+        self._models = ModelUploader(settings, controller, retry, self._downloads, tally)
 
     @property
     def can_store(self) -> bool:

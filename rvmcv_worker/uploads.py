@@ -23,6 +23,7 @@ from rvmcv_worker.https_files import HttpsFiles
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.object_store import ObjectStore
 from rvmcv_worker.retry import Retry
+from rvmcv_worker.tally import Tally
 from rvmcv_worker.transfer import BrokenError, RefusedError, TransferError, TryAgain, failed_call
 from rvmcv_worker.urls import HttpsUrl, S3Url, classify, without_token
 
@@ -54,12 +55,14 @@ class Uploader:
         retry: Retry,
         objects: ObjectStore | None,
         https: HttpsFiles,
+        tally: Tally,
     ) -> None:
         self._settings = settings
         self._controller = controller
         self._retry = retry
         self._objects = objects if objects and objects.has_keys else None
         self._https = https
+        self._tally = tally
         #: Whether RVM-Server presigns; None before it has said so or not.
         self._has_slots: bool | None = None
 
@@ -119,7 +122,9 @@ class Uploader:
                 return Stored(slot.path, size_bytes, declared)
 
         again = TryAgain(self._retry, interrupt, patience_s=self._settings.scaled(patience_s))
-        return _repeated(once, f"{name} ({size_bytes} bytes)", again)
+        stored = _repeated(once, f"{name} ({size_bytes} bytes)", again)
+        self._tally.stored("checkpoint" if name.startswith("checkpoint") else "artifact", size_bytes)
+        return stored
 
     def check_without_keys(self) -> tuple[bool, str]:
         """For `doctor`, where there are no keys: that is a way to work, and what it needs."""

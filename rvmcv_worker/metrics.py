@@ -1,0 +1,248 @@
+"""`GET /metrics`: how the worker is at this moment, and what it has counted, as Prometheus reads it.
+
+What is read at each look is what other threads have noted, so that a GPU library that hangs delays none; what
+the disk says comes last. A figure that cannot be had is left out: an old one would lie. docs/metrics.md
+lists them all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from rvmcv_worker import __version__, readiness
+from rvmcv_worker.attempt import Services
+from rvmcv_worker.engine_wire import Trust
+from rvmcv_worker.health import Answer
+from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.protocol import DesiredState, EngineStatus, WorkerState
+from rvmcv_worker.tick import Tick
+
+if TYPE_CHECKING:
+    from rvmcv_worker.lanes import LaneLoop
+
+#: How long the ledger is waited for, in seconds: who asks shall not wait for a disk.
+_LEDGER_S = 0.5
+_ENGINE_STATES = ("stopped", "starting", "idle", "busy")
+_MB = 1024**2
+
+
+class Metrics:
+    """All metrics of one daemon, in a registry of their own."""
+
+    def __init__(
+        self, services: Services, heartbeat: Heartbeat, tick: Tick, lanes: Sequence[LaneLoop]
+    ) -> None:
+        self._tally = services.tally
+        self._now = CollectorRegistry(auto_describe=False)
+        self._now.register(_Moment(services, heartbeat, tick, lanes))
+        # The daemon's own memory, time and descriptors; without the prefix they would be node_exporter's.
+        ProcessCollector(namespace="rvmcv", registry=self._now)
+
+    def text(self) -> bytes:
+        """Return them in Prometheus' text format."""
+        return generate_latest(self._now) + generate_latest(self._tally.registry)
+
+    def answer(self) -> Answer:
+        """Return the answer to `GET /metrics`."""
+        return Answer(self.text(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class _Moment(Collector):
+    """Reads how things are at each look; nobody has to keep gauges up to date."""
+
+    def __init__(
+        self, services: Services, heartbeat: Heartbeat, tick: Tick, lanes: Sequence[LaneLoop]
+    ) -> None:
+        self._services = services
+        self._heartbeat = heartbeat
+        self._tick = tick
+        self._lanes = lanes
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family of this moment."""
+        yield from self._worker()
+        yield from self._lanes_and_jobs()
+        yield from self._engines()
+        yield from self._gpus()
+        yield from self._backlog()
+        yield from self._disk()
+
+    def _worker(self) -> Iterator[Metric]:
+        services = self._services
+        condition = services.condition
+        about = {
+            "version": __version__,
+            "worker_id": services.settings.worker.id,
+            "wall": services.sandbox.name,
+            "driver": services.gpus.driver,
+        }
+        yield InfoMetricFamily("rvmcv_worker", "What this worker is.", value=about)
+        yield _one_of(
+            "rvmcv_worker_state",
+            "1 for the state that the worker is in.",
+            "state",
+            [state.value for state in WorkerState],
+            condition.state().value,
+        )
+        yield _gauge(
+            "rvmcv_worker_ready",
+            "1 while some lane claims jobs, as /readyz says.",
+            readiness.is_ready(self._heartbeat),
+        )
+        yield _gauge(
+            "rvmcv_worker_tick_age_seconds",
+            "How long ago the main loop ticked; over 10 it hangs, and /healthz says so.",
+            self._tick.age_s(),
+        )
+        wishes = condition.wishes()
+        wish = GaugeMetricFamily("rvmcv_worker_wish", "1 for what each wishes.", labels=["by", "wish"])
+        for by, wanted in (("server", wishes.server), ("operator", wishes.operator)):
+            for desired in DesiredState:
+                wish.add_metric([by, desired.value], desired is wanted)
+        yield wish
+        faults = GaugeMetricFamily(
+            "rvmcv_worker_fault", "1 for each fault there is; /readyz has the sentence.", labels=["source"]
+        )
+        for source in condition.faults():
+            faults.add_metric([source], 1)
+        yield faults
+
+    def _lanes_and_jobs(self) -> Iterator[Metric]:
+        claims = GaugeMetricFamily("rvmcv_lane_claims", "1 while the lane claims jobs.", labels=["lane"])
+        for lane, claiming in self._heartbeat.claims().model_dump().items():
+            claims.add_metric([lane], claiming)
+        yield claims
+        slots = GaugeMetricFamily("rvmcv_lane_slots", "Jobs that may run at once.", labels=["lane"])
+        free = GaugeMetricFamily(
+            "rvmcv_lane_slots_free", "Of these, how many a job could have now.", labels=["lane"]
+        )
+        for loop in self._lanes:
+            slots.add_metric([loop.lane.value], loop.slots.count)
+            free.add_metric([loop.lane.value], loop.slots.free())
+        yield slots
+        yield free
+        yield _gauge("rvmcv_held_polls", "Polls that RVM-Server holds.", self._services.controller.held_polls)
+        running = GaugeMetricFamily("rvmcv_jobs_running", "Attempts under way.", labels=["job_type"])
+        longest = GaugeMetricFamily(
+            "rvmcv_jobs_running_longest_seconds",
+            "How long the attempt runs that began first; 0 without one.",
+            labels=["job_type"],
+        )
+        jobs, now_s = self._services.condition.running(), time.monotonic()
+        for job_type in self._services.settings.worker.job_types:
+            ran_s = [now_s - job.started_s for job in jobs if job.job_type == job_type]
+            running.add_metric([job_type], len(ran_s))
+            longest.add_metric([job_type], max(ran_s, default=0.0))
+        yield running
+        yield longest
+
+    def _engines(self) -> Iterator[Metric]:
+        asked = {engine.trust: engine for engine in self._services.engines.status()}
+        engines = [
+            asked.get(trust.value) or EngineStatus(trust=trust.value, state="stopped") for trust in Trust
+        ]
+        state = GaugeMetricFamily(
+            "rvmcv_engine_state", "1 for the state of each engine.", labels=["engine", "state"]
+        )
+        for engine in engines:
+            for known in _ENGINE_STATES:
+                state.add_metric([engine.trust, known], known == engine.state)
+        yield state
+        for name, told, figures in (
+            ("in_flight", "Images that are asked about.", {e.trust: e.in_flight for e in engines}),
+            ("answers_total", "Images answered.", {e.trust: e.answered for e in engines}),
+            ("replacements_total", "Engines that failed.", {e.trust: e.replaced for e in engines}),
+            ("memory_bytes", "Memory of its processes.", {e.trust: e.memory_mb * _MB for e in engines}),
+        ):
+            family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
+                f"rvmcv_engine_{name}", told, labels=["engine"]
+            )
+            for trust, figure in figures.items():
+                family.add_metric([trust], figure)
+            yield family
+
+    def _gpus(self) -> Iterator[Metric]:
+        gpus = self._services.gpus
+        readings, faults = gpus.readings(), gpus.faults()
+        about = InfoMetricFamily("rvmcv_gpu", "What each GPU is.", labels=["gpu"])
+        fit = GaugeMetricFamily("rvmcv_gpu_fit", "1 while the GPU may get jobs.", labels=["gpu"])
+        size = GaugeMetricFamily("rvmcv_gpu_memory_size_bytes", "Memory it has.", labels=["gpu"])
+        used = GaugeMetricFamily("rvmcv_gpu_memory_used_bytes", "Memory in use, by anybody.", labels=["gpu"])
+        own = GaugeMetricFamily("rvmcv_gpu_memory_own_bytes", "Of that, this worker's.", labels=["gpu"])
+        usage = GaugeMetricFamily("rvmcv_gpu_utilization_ratio", "How busy it is, 0 to 1.", labels=["gpu"])
+        heat = GaugeMetricFamily("rvmcv_gpu_temperature_celsius", "Its temperature.", labels=["gpu"])
+        power = GaugeMetricFamily("rvmcv_gpu_power_watts", "The power that it draws.", labels=["gpu"])
+        ecc = GaugeMetricFamily(
+            "rvmcv_gpu_ecc_errors", "Uncorrectable memory errors since its last reset.", labels=["gpu"]
+        )
+        for index, reading in readings.items():
+            gpu, identity = [str(index)], gpus.identity(index)
+            about.add_metric(gpu, {"uuid": identity.uuid, "name": identity.name})
+            fit.add_metric(gpu, index not in faults)
+            size.add_metric(gpu, identity.memory_total_bytes)
+            if reading is None:
+                continue
+            used.add_metric(gpu, identity.memory_total_bytes - reading.memory_free_bytes)
+            own.add_metric(gpu, reading.memory_own_bytes)
+            for family, figure, unit in (
+                (usage, reading.utilization_pct, 0.01),
+                (heat, reading.temperature_c, 1),
+                (power, reading.power_w, 1),
+                (ecc, reading.ecc_errors, 1),
+            ):
+                if figure is not None:
+                    family.add_metric(gpu, figure * unit)
+        yield from (about, fit, size, used, own, usage, heat, power, ecc)
+
+    def _backlog(self) -> Iterator[Metric]:
+        backlog = self._services.ledger.backlog(_LEDGER_S)
+        yield _gauge("rvmcv_ledger_readable", "1 while the ledger can be read at once.", backlog is not None)
+        if backlog:
+            yield _gauge("rvmcv_ledger_claims", "Attempts without a final report.", backlog.claims)
+            yield _gauge("rvmcv_outbox_reports", "Final reports not accepted yet.", backlog.reports)
+            yield _gauge(
+                "rvmcv_outbox_oldest_age_seconds",
+                "How long the oldest of them waits; 0 without one.",
+                backlog.oldest_s,
+            )
+
+    def _disk(self) -> Iterator[Metric]:
+        services = self._services
+        limits = services.settings.limits
+        yield _gauge(
+            "rvmcv_workspace_bytes", "What the workspaces of jobs take.", services.work_usage.last.bytes
+        )
+        yield _gauge(
+            "rvmcv_disk_floor_bytes", "With less free nothing is claimed.", limits.disk_floor_gb * 1e9
+        )
+        try:
+            found = os.statvfs(services.settings.work_dir)
+            yield _gauge(
+                "rvmcv_disk_free_bytes",
+                "Free on the disk of the workspaces.",
+                found.f_bavail * found.f_frsize,
+            )
+            yield _gauge(
+                "rvmcv_model_store_bytes", "What the model store takes.", services.model_store.used_bytes()
+            )
+        except OSError:  # the fault `disk` says it
+            return
+
+
+def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, told, value=value)
+
+
+def _one_of(name: str, told: str, label: str, known: Iterable[str], is_now: str) -> GaugeMetricFamily:
+    """Return a gauge that is 1 for one of the known words, and 0 for the others."""
+    family = GaugeMetricFamily(name, told, labels=[label])
+    for word in known:
+        family.add_metric([word], word == is_now)
+    return family
