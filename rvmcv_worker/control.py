@@ -10,11 +10,11 @@ from typing import Any
 
 from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
-from rvmcv_worker.health import Answer, Routes
 from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.metrics import Metrics
 from rvmcv_worker.operator_wish import OperatorWish
 from rvmcv_worker.protocol import DesiredState, progress_of
+from rvmcv_worker.routes import Answer, Routes
 from rvmcv_worker.state import JobEnd, RunningJob
 from rvmcv_worker.tick import Tick
 

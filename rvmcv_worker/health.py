@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import select
 import socket
@@ -18,15 +17,14 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 from rvmcv_worker.config import ConfigError
 from rvmcv_worker.events import Event, event
+from rvmcv_worker.routes import Answer, JobRoutes, Routes, RouteTable
 
 FILE_NAME = "health.sock"
 #: How long one request may take to come, and its answer to be taken, in seconds.
@@ -41,38 +39,21 @@ _FULL_S = 0.2
 _MAX_PATH_BYTES = 108
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a route answers."""
-
-    body: bytes
-    status: int = HTTPStatus.OK
-    content_type: str = "application/json"
-
-    @staticmethod
-    def of(value: Mapping[str, Any], status: int = HTTPStatus.OK) -> Answer:
-        """Return a JSON answer."""
-        return Answer(json.dumps(value, indent=1, default=str).encode() + b"\n", status)
-
-    @staticmethod
-    def refusal(status: int, sentence: str) -> Answer:
-        """Return an answer that says what is wrong."""
-        return Answer.of({"error": sentence}, status)
-
-
-#: Answers by method and path, as in ``{("GET", "/status"): …}``; what is not a GET is for root and the
-#: worker's own user.
-Routes = Mapping[tuple[str, str], Callable[[], Answer]]
-
-
 class HealthSocket(threading.Thread):
     """Listens on a file from its making until `close`, and answers from `start` on."""
 
-    def __init__(self, directory: Path, routes: Routes, *, limit_s: float = _LIMIT_S) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        routes: Routes,
+        job_routes: JobRoutes | None = None,
+        *,
+        limit_s: float = _LIMIT_S,
+    ) -> None:
         """Raises `ConfigError` when the socket cannot be made."""
         super().__init__(name="health", daemon=True)
         self.file = directory / FILE_NAME
-        self._routes = routes
+        self._routes = RouteTable(routes, job_routes or {})
         self._limit_s = limit_s
         self._places = threading.BoundedSemaphore(_MAX_CLIENTS)
         #: Clients without a whole request yet, the oldest first.
@@ -160,7 +141,7 @@ class _Request(BaseHTTPRequestHandler):
 
     server_version, sys_version = "rvmcv-worker", ""
 
-    def __init__(self, client: socket.socket, routes: Routes, received: bytes | None) -> None:
+    def __init__(self, client: socket.socket, routes: RouteTable, received: bytes | None) -> None:
         self._client = client
         self._routes = routes
         self.client_address = ("unix", 0)
@@ -176,13 +157,12 @@ class _Request(BaseHTTPRequestHandler):
         self.answer = self.wfile.getvalue()
 
     def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        route = self._routes.get((self.command, path))
+        path, _, query = self.path.partition("?")
+        route = self._routes.find(self.command, path, query)
         if route is None:
-            known = ", ".join(" ".join(key) for key in self._routes)
-            there = any(path == other for _, other in self._routes)
+            there = self._routes.has(path)
             status = HTTPStatus.METHOD_NOT_ALLOWED if there else HTTPStatus.NOT_FOUND
-            self.send_error(status, f"there is only {known}")
+            self.send_error(status, f"there is only {self._routes.names}")
         elif self.command != "GET" and (uid := _peer_uid(self._client)) not in {0, os.geteuid()}:
             event(Event.HEALTH_REFUSED).warning("{} {} refused to uid {}", self.command, path, uid)
             self.send_error(HTTPStatus.FORBIDDEN, "not allowed: run as root or as the worker's user")

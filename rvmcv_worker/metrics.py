@@ -19,9 +19,9 @@ from prometheus_client.registry import Collector
 from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.engine_wire import Trust
-from rvmcv_worker.health import Answer
 from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.protocol import DesiredState, EngineStatus, WorkerState
+from rvmcv_worker.routes import Answer
 from rvmcv_worker.tick import Tick
 
 if TYPE_CHECKING:

@@ -39,7 +39,8 @@ MAX_PROGRESS_CHARS = 2000
 #: Longest job id that can still be reported on, in characters.
 MAX_REPORTABLE_ID_CHARS = 8192
 
-JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+JOB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+JobId = Annotated[str, Field(pattern=f"^{JOB_ID}$")]
 JobType = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
 LeaseToken = Annotated[str, Field(min_length=1, max_length=4096, repr=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from rvmcv_worker.attempt import Services
-from rvmcv_worker.health import Answer, Routes
 from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.routes import Answer, Routes
 from rvmcv_worker.tick import Tick
 
 #: The main loop ticks at least once a second; after so many without, it hangs.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,10 @@ from rvmcv_worker.health import (
     _BACKLOG,
     _MAX_CLIENTS,
     _MAX_REQUEST_BYTES,
-    Answer,
     HealthSocket,
-    Routes,
     socket_path,
 )
+from rvmcv_worker.routes import Answer, JobRoutes, Routes
 
 LIMIT_S = 0.5
 Make = Callable[..., HealthSocket]
@@ -49,6 +48,17 @@ def _routes(told: list[str]) -> Routes:
     }
 
 
+def _job_routes(told: list[str]) -> JobRoutes:
+    def cancel(job_id: str, _query: Mapping[str, str]) -> Answer:
+        told.append(job_id)
+        return Answer.of({"done": True})
+
+    return {
+        ("GET", "/jobs/<JOB>/log"): lambda job_id, query: Answer.of({"job_id": job_id, **query}),
+        ("POST", "/control/cancel/<JOB>"): cancel,
+    }
+
+
 @pytest.fixture
 def told() -> list[str]:
     return []
@@ -59,7 +69,7 @@ def make(told: list[str]) -> Iterator[Make]:
     made: list[HealthSocket] = []
 
     def make(directory: Path, limit_s: float = 5.0) -> HealthSocket:
-        made.append(HealthSocket(directory, _routes(told), limit_s=limit_s))
+        made.append(HealthSocket(directory, _routes(told), _job_routes(told), limit_s=limit_s))
         made[-1].start()
         return made[-1]
 
@@ -147,6 +157,14 @@ def test_a_directory_that_cannot_be_made_is_a_config_error(make: Make, tmp_path:
         ("GET /broken HTTP/1.1", 500, "its log says why"),
         ("nonsense", 400, ""),
         ("GET /status?x=1 HTTP/1.1", 200, "ready"),
+        ("GET /jobs/train-1_a.b/log?offset=3&offset=4 HTTP/1.1", 200, '"offset": "4"'),
+        ("GET /jobs/../log HTTP/1.1", 404, "GET /jobs/<JOB>/log"),
+        ("GET /jobs//log HTTP/1.1", 404, ""),
+        ("GET /jobs/a%2Fb/log HTTP/1.1", 404, ""),
+        ("GET /jobs/a/b/log HTTP/1.1", 404, ""),
+        (f"GET /jobs/{'a' * 129}/log HTTP/1.1", 404, ""),
+        ("GET /jobsXaXlog HTTP/1.1", 404, ""),
+        ("GET /control/cancel/a HTTP/1.1", 405, "POST /control/cancel/<JOB>"),
     ],
 )
 def test_each_request_gets_its_answer(
@@ -158,6 +176,13 @@ def test_each_request_gets_its_answer(
     assert says in body.decode()
     assert b"secret-canary" not in body
     json.loads(body)
+
+
+def test_a_route_of_a_job_gets_its_id(make: Make, tmp_path: Path, told: list[str]) -> None:
+    file = make(tmp_path).file
+    assert b" 200 " in _raw(file, b"POST /control/cancel/train-1 HTTP/1.1\r\n\r\n")
+    assert b" 404 " in _raw(file, b"POST /control/cancel/train-1/ HTTP/1.1\r\n\r\n")
+    assert told == ["train-1"]
 
 
 def test_a_body_is_taken_and_not_looked_at(make: Make, tmp_path: Path, told: list[str]) -> None:
