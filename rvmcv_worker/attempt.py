@@ -49,6 +49,7 @@ from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.state import Condition, Lane, RunningJob
 from rvmcv_worker.storage import PATIENCE_S, Storage
 from rvmcv_worker.tally import Tally
+from rvmcv_worker.tick import Tick
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.uploads import Stored
 from rvmcv_worker.workspace import LeftBehindError, UsageMeter, Workspace
@@ -74,6 +75,7 @@ class Services:
     work_usage: UsageMeter
     engines: Engines
     tally: Tally
+    tick: Tick = field(default_factory=Tick)
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,14 @@ def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
 
     SIGHUP reads the token again, SIGUSR1 pauses or resumes, SIGUSR2 drains.
     """
-    from rvmcv_worker import daemon, ledger
+    from rvmcv_worker import daemon, ledger, state_lock
 
     settings = _load(file)
     try:
         raise typer.Exit(daemon.run(settings))
     except config.ConfigError as error:
         _give_up(str(error), ExitCode.CONFIG)
-    except daemon.AlreadyRunningError as error:
+    except state_lock.AlreadyRunningError as error:
         _give_up(str(error), ExitCode.ALREADY_RUNNING)
     except ledger.LedgerUnavailableError as error:
         _give_up(f"{error}; make room on the disk, or see who holds it: fuser -v FILE", ExitCode.FAILED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import faulthandler
 import os
 import queue
 import signal
@@ -12,15 +12,16 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from types import FrameType
 
-from rvmcv_worker import __version__, control, kernel, logs, recovery, sandbox, systemd
+from rvmcv_worker import __version__, control, kernel, logs, recovery, sandbox, state_lock, systemd
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
 from rvmcv_worker.engine_client import Engines
 from rvmcv_worker.engine_process import Machine
+from rvmcv_worker.errands import Errands
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.gpu import Gpus
@@ -42,37 +43,20 @@ from rvmcv_worker.sandbox import Sandbox
 from rvmcv_worker.slots import Slots
 from rvmcv_worker.spawner import Spawner
 from rvmcv_worker.state import Condition, Lane
+from rvmcv_worker.status_line import status_line
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.tally import Tally
-from rvmcv_worker.tick import Tick
 from rvmcv_worker.token_source import TokenSource
 from rvmcv_worker.workspace import UsageMeter
 
-#: Longest step of the main loop: it feeds systemd's watchdog and makes no network call.
+#: Longest step of the main loop. It feeds systemd's watchdog, so it waits for no network, disk or lock: what
+#: a signal asks of those is an errand.
 _TICK_S = 1.0
 #: A stop waits so long for a claim on its way, for running jobs to end, for their reports to be delivered.
 _CLAIM_S, _STOP_S, _FLUSH_S = 5.0, 40.0, 10.0
 #: All of them only enter a queue; README and docs/architecture.md say what each is for.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _GB = 1024**3
-
-
-class AlreadyRunningError(Exception):
-    """Another daemon works on this state directory."""
-
-
-def _lock(state_dir: Path) -> int:
-    """Take the state directory for this process; the lock goes with it."""
-    try:
-        descriptor = os.open(state_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"[worker] state_dir: {state_dir} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise AlreadyRunningError(f"another rvmcv-worker works on {state_dir}: stop it first") from None
-    return descriptor
 
 
 def _make_directories(settings: Settings) -> None:
@@ -157,10 +141,11 @@ def make_lanes(services: Services, train_slots: Slots) -> list[LaneLoop]:
 def run(settings: Settings) -> ExitCode:
     """Run until SIGTERM or SIGINT; raises `ConfigError` or `AlreadyRunningError`."""
     logs.configure(settings.worker.log_level)
+    faulthandler.enable()  # the watchdog's SIGABRT tells where each thread hangs
     os.umask(0o077)
     kernel.hide_memory()
     _make_directories(settings)
-    lock = _lock(settings.worker.state_dir)
+    lock = state_lock.take(settings.worker.state_dir)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:
@@ -174,9 +159,8 @@ def run(settings: Settings) -> ExitCode:
     lanes = make_lanes(services, train_slots)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     wish = OperatorWish(settings.worker.state_dir, services.condition)
-    tick = Tick()
-    metrics = Metrics(services, heartbeat, tick, lanes)
-    routes = control.routes(services, heartbeat, wish, tick, metrics)
+    metrics = Metrics(services, heartbeat, services.tick, lanes)
+    routes = control.routes(services, heartbeat, wish, services.tick, metrics)
     health = HealthSocket(settings.worker.runtime_dir, routes)
     event(Event.WORKER_STARTED).info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
@@ -189,28 +173,29 @@ def run(settings: Settings) -> ExitCode:
     )
     wish.restore()
     health.start()
-    recovery.clear(services)
     watch = MachineWatch(services, train_slots)
     watch.look()
     chores = Housekeeping(services)
     settlement = recovery.Settlement(services)
     file = settings.worker.metrics_file
     metrics_files = [MetricsFile(file, metrics.text)] if file else []
-    threads = (settlement, services.outbox, watch, heartbeat, chores, *metrics_files, *lanes)
+    errands, feeder = Errands(), systemd.Feeder()
+    threads = (settlement, services.outbox, watch, heartbeat, chores, errands, *metrics_files, *lanes)
     for thread in threads:
         thread.start()
-    systemd.notify("READY=1", f"STATUS=waiting for jobs of {settings.server.url}")
+    feeder.feed(status_line(services.condition, settings.server.url), "READY=1")
     try:
-        while not _stop_wanted(signals, services, wish):
+        while not _stop_wanted(signals, services, wish, errands):
             if dead := [thread.name for thread in (health, *threads) if not thread.is_alive()]:
                 event(Event.WORKER_DIED).critical(
                     "thread {} died: the worker stops, to be started anew", dead[0]
                 )
                 return ExitCode.FAILED
-            tick.beat()
-            systemd.notify("WATCHDOG=1")
+            services.tick.beat()
+            feeder.feed(status_line(services.condition, settings.server.url))
     finally:
-        systemd.notify("STOPPING=1")
+        # systemd's watchdog ends here: TimeoutStopSec= bounds the stop.
+        systemd.notify("STOPPING=1", "STATUS=stops: running jobs are handed back")
         chores.close()
         _stop(services, heartbeat, health, (settlement, *lanes))
         for metrics_file in metrics_files:
@@ -227,30 +212,40 @@ def _log_death(death: threading.ExceptHookArgs) -> None:
     )
 
 
-def _stop_wanted(signals: queue.SimpleQueue[int], services: Services, wish: OperatorWish) -> bool:
+def _stop_wanted(
+    signals: queue.SimpleQueue[int], services: Services, wish: OperatorWish, errands: Errands
+) -> bool:
     """Wait one tick for a signal and do what it asks; True when that is to stop."""
     try:
         signum = signal.Signals(signals.get(timeout=_TICK_S))
     except queue.Empty:
         return False
     if signum == signal.SIGHUP:
-        reading = services.token.reload()
-        event(Event.TOKEN_UNREADABLE if reading.fault else Event.TOKEN_RELOADED).log(
-            "WARNING" if reading.fault else "INFO", "{}", reading
-        )
-        services.condition.wake()  # who waits with a rejected token tries this one at once
+        errands.do(partial(_reload, services))
     elif signum in {signal.SIGUSR1, signal.SIGUSR2}:
-        with contextlib.suppress(OSError):  # it was followed, and the log says that it will be forgotten
-            if signum == signal.SIGUSR1:
-                wish.toggle_pause(by=signum.name)
-            else:
-                wish.set(DesiredState.DRAIN, by=signum.name)
+        errands.do(partial(_follow, wish, signum))
     else:
         event(Event.WORKER_STOPPING).info(
             "{}: running jobs are handed back, then the worker stops", signum.name
         )
         return True
     return False
+
+
+def _reload(services: Services) -> None:
+    reading = services.token.reload()
+    event(Event.TOKEN_UNREADABLE if reading.fault else Event.TOKEN_RELOADED).log(
+        "WARNING" if reading.fault else "INFO", "{}", reading
+    )
+    services.condition.wake()  # who waits with a rejected token tries this one at once
+
+
+def _follow(wish: OperatorWish, signum: signal.Signals) -> None:
+    with contextlib.suppress(OSError):  # it was followed, and the log says that it will be forgotten
+        if signum == signal.SIGUSR1:
+            wish.toggle_pause(by=signum.name)
+        else:
+            wish.set(DesiredState.DRAIN, by=signum.name)
 
 
 def _stop(

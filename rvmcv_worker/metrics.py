@@ -110,7 +110,7 @@ class _Moment(Collector):
         faults = GaugeMetricFamily(
             "rvmcv_worker_fault", "1 for each fault there is; /readyz has the sentence.", labels=["source"]
         )
-        for source in condition.faults():
+        for source in condition.fault_sources():
             faults.add_metric([source], 1)
         yield faults
 

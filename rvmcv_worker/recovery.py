@@ -1,7 +1,7 @@
 """Settles what an attempt left that nobody works on any more: before a start claims anything, and later.
 
-First what needs nobody (`clear`), then, in a thread of its own, what needs RVM-Server or storage
-(`Settlement`): neither the main loop nor systemd waits for a network.
+First what needs nobody (`clear`), then what needs RVM-Server or storage, all in a thread of its own
+(`Settlement`): neither the main loop nor systemd waits for a disk or a network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def clear(services: Services) -> None:
         event(Event.LEFTOVERS_REMOVED).warning(
             "ended {} processes that the daemon before this one had left behind", killed
         )
-    needed = {_workspace_name(row) for row in services.ledger.claims()}
+    needed = {workspace_name(row) for row in services.ledger.claims()}
     for name in workspace.sweep(services.settings.work_dir, keep=needed):
         event(Event.LEFTOVERS_REMOVED).info("wiped what was left of {}", name)
 
@@ -59,8 +59,9 @@ class Settlement(threading.Thread):
         self._inherited: set[str] = set()
 
     def run(self) -> None:
-        """Settle claim after claim, then let the worker claim; then look again and again."""
+        """Clear, settle claim after claim, then let the worker claim; then look again and again."""
         services, condition = self._services, self._services.condition
+        clear(services)
         backoff = services.retry.backoff(longest_s=_AGAIN_MAX_S)
         while not condition.stopping.is_set():
             try:
@@ -119,7 +120,7 @@ class Settlement(threading.Thread):
         error = self._why(row)
         event(Event.JOB_HANDED_BACK, row.job_id).warning("{}: handed back", error.message)
         report = final_report.never_ran(services.settings, row.job_id, lease_token, error)
-        dead = Workspace(services.settings.work_dir / _workspace_name(row), row.job_id, row.attempt or 1)
+        dead = Workspace(services.settings.work_dir / workspace_name(row), row.job_id, row.attempt or 1)
         left_off = self._save_checkpoint(dead, lease_token)
         if services.condition.stopping.is_set():
             return  # the ledger and the workspace keep it for the next start
@@ -192,5 +193,6 @@ class Settlement(threading.Thread):
                 services.retry.before_retry(error)
 
 
-def _workspace_name(row: ClaimRow) -> str:
+def workspace_name(row: ClaimRow) -> str:
+    """Return the name of the directory that a claim's attempt works in."""
     return f"{row.job_id}-{row.attempt}"

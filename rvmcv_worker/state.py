@@ -199,12 +199,17 @@ class Condition:
 
     def reasons(self) -> list[str]:
         """Every fault at this moment, then every note, as sentences."""
+        faults = self.faults()
         with self._lock:
-            known = SETTLEMENT in self._reasons or self.settled.is_set()
-            faults = [reason for reason, _ in self._reasons.values()]
-            return [*([] if known else [_UNSETTLED]), *faults, *self._notes.values()]
+            return [*faults, *self._notes.values()]
 
     def faults(self) -> list[str]:
+        """Every fault at this moment, as sentences."""
+        with self._lock:
+            known = SETTLEMENT in self._reasons or self.settled.is_set()
+            return [*([] if known else [_UNSETTLED]), *(reason for reason, _ in self._reasons.values())]
+
+    def fault_sources(self) -> list[str]:
         """The source of every fault at this moment: a word of the worker's own each."""
         with self._lock:
             return list(self._reasons)

@@ -1,4 +1,4 @@
-"""When the main loop ticked last: what shows from outside whether it hangs."""
+"""The main loop's pulse: whether it still turns, as other threads and systemd see it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 
 
 class Tick:
-    """Beaten by the main loop, read by any thread."""
+    """When the main loop last came round; safe for several threads, and no look waits for a lock."""
 
     def __init__(self) -> None:
-        self._at_s = time.monotonic()
+        self._beaten_s = time.monotonic()
 
     def beat(self) -> None:
-        """The main loop is alive."""
-        self._at_s = time.monotonic()
+        """Note that the main loop has come round: it alone calls this."""
+        self._beaten_s = time.monotonic()
 
     def age_s(self) -> float:
-        """How long ago that was, in seconds."""
-        return time.monotonic() - self._at_s
+        """Return how long ago that was, in seconds: about one, and more only when something holds it up."""
+        return time.monotonic() - self._beaten_s
