@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvmcv_worker import checkpoints, final_report, http_session
+from loguru import logger
+
+from rvmcv_worker import attempt_log, checkpoints, final_report, http_session
 from rvmcv_worker import workspace as workspaces
 from rvmcv_worker.checkpoints import Checkpoints
 from rvmcv_worker.config import Settings
@@ -30,10 +32,10 @@ from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt
 from rvmcv_worker.job_type import JobType
 from rvmcv_worker.ledger import ClaimState, Ledger
-from rvmcv_worker.logs import redact
 from rvmcv_worker.model_store import ModelStore
 from rvmcv_worker.outbox import Outbox
 from rvmcv_worker.progress import ProgressReporter
+from rvmcv_worker.progress_log import ProgressLog
 from rvmcv_worker.protocol import (
     MAX_RESULT_BYTES,
     Checkpoint,
@@ -190,7 +192,7 @@ def begin_attempt(services: Services, job_type: JobType, offer: JobOffer, claim:
     job = RunningJob(
         offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, Interrupt()
     )
-    event(Event.JOB_CLAIMED, offer.job_id).info("claimed: {}, attempt {}", job_type.name, claim.attempt)
+    attempt_log.tell_claimed(job)
     services.condition.started(job)
     return job
 
@@ -211,6 +213,7 @@ def run_attempt(
     status, error_code = "fenced", None
     try:
         with (
+            logger.contextualize(job_id=offer.job_id),  # for what is told by who knows of no job
             workspaces.make(services.settings.work_dir, offer.job_id, claim.attempt) as workspace,
             _reporter(services, job, claim) as progress,
             _checkpoints(services, job, workspace, progress) as kept,
@@ -218,21 +221,25 @@ def run_attempt(
             attempt = Attempt(services, offer, claim, workspace, progress, interrupt, kept, gpus)
             report = _run(attempt, job_type)
             status, error_code = report["status"], report.get("error", {}).get("code")
+            if job.lane is Lane.INFER and status == "completed":
+                services.outbox.expect(offer.job_id)
             _enter_outbox(services, report, job_type.courtesy(offer, report), workspace)
     except LeftBehindError:
         status = "queued"
         services.ledger.enter(offer.job_id, ClaimState.STOPPED)
         event(Event.JOB_LEFT_BEHIND, offer.job_id).warning(
-            "storage does not take the checkpoint: the next start hands the job back with it"
+            "storage does not take the checkpoint: the next start hands the job back with it; "
+            "nothing to do unless it stays so"
         )
     except FencedError as error:
         services.ledger.forget(offer.job_id)
         event(Event.JOB_FENCED, offer.job_id).warning(
-            "lease lost ({}): result discarded, the job is another's or over", error.reason
+            "lease lost ({}): result discarded, the job is another's or over; nothing to do", error.reason
         )
     except Exception:  # noqa: BLE001 - the settlement does what is left to do
         event(Event.JOB_LEFT_BEHIND, offer.job_id).exception(
-            "the attempt could not be brought to an end: the settlement hands the job back"
+            "the attempt could not be brought to an end, the job is handed back in half a "
+            "minute; please report this fault with these lines"
         )
     finally:
         interrupt.close()
@@ -254,6 +261,7 @@ def _reporter(services: Services, job: RunningJob, claim: Claim) -> ProgressRepo
         state=job.progress,
         # What is over in milliseconds is told by its end alone.
         first_s=scaled(claim.report_interval_s) if job.lane is Lane.INFER else 0.0,
+        log=None if job.lane is Lane.INFER else ProgressLog(job.job_id),
     )
 
 
@@ -301,25 +309,20 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         report["status"] = "cancelled"
     except JobError as error:
         report |= final_report.failure(error, attempt.services.settings)
-        ended = "handed back" if error.handed_back else "failed"
-        event(Event.JOB_HANDED_BACK if error.handed_back else Event.JOB_FAILED, attempt.offer.job_id).warning(
-            "{}: {}: {}", ended, error.code, redact(error.message)
-        )
+        attempt_log.tell_ended(attempt.offer.job_id, error)
     except FencedError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the job ends by it, not the worker
         if _is_for_want_of_room(error):
             wrong: JobError = WorkerUnfitError(f"the worker's disk is full ({error}): the job goes back")
-            event(Event.JOB_HANDED_BACK, attempt.offer.job_id).warning("{}", wrong.message)
+            attempt_log.tell_ended(attempt.offer.job_id, wrong)
         else:
-            event(Event.WORKER_FAULT, attempt.offer.job_id).exception("a fault of the worker's own")
             wrong = InternalError(f"{type(error).__name__}: {error}")
+            attempt_log.tell_ended(attempt.offer.job_id, wrong, fault=error)
         report |= final_report.failure(wrong, attempt.services.settings)
     else:
         report |= {"status": "completed", "result": result}
-        event(Event.JOB_COMPLETED, attempt.offer.job_id).success(
-            "completed in {:.1f} s", time.monotonic() - start_s
-        )
+        attempt_log.tell_completed(attempt.offer.job_id, job_type.lane, time.monotonic() - start_s, result)
     if report["status"] == "queued" and (left_off := _store_last(attempt)):
         report["checkpoint"] = to_wire(left_off)
     if attempt.interrupt.reason is not None:
@@ -330,7 +333,8 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         return to_wire(FinishReport.model_validate(report))
     except ValueError as error:  # what a child said can be anything
         event(Event.WORKER_FAULT, attempt.offer.job_id).exception(
-            "the final report cannot be written as it is"
+            "the final report cannot be written as it is, the job is handed back; please "
+            "report this fault with these lines"
         )
         wrong = InternalError(f"the final report cannot be written: {type(error).__name__}")
         bare = final_report.begin(attempt.offer.job_id, attempt.claim.lease_token)
@@ -346,7 +350,7 @@ def _store_last(attempt: Attempt) -> Checkpoint | None:
         if attempt.services.condition.stopping.is_set():
             raise LeftBehindError from None
         event(Event.JOB_CHECKPOINT_LOST, attempt.offer.job_id).warning(
-            "{}: the next attempt goes on from an earlier one, or anew", error
+            "{}: the next attempt goes on from an earlier one, or anew; nothing to do", error
         )
         return None
 
@@ -384,7 +388,10 @@ def _enter_outbox(
             services.ledger.finish(report["job_id"], report, courtesy)
         except sqlite3.OperationalError as error:
             event(Event.REPORT_WAITS, report["job_id"]).warning(
-                "the final report cannot be written, tried again in {:.0f} s: {}", delay_s, error
+                "the final report cannot be written, tried again in {:.0f} s: {}; make room on "
+                "the disk of [worker] state_dir",
+                delay_s,
+                error,
             )
             if _is_for_want_of_room(error):
                 with contextlib.suppress(OSError):  # it is wiped again at the end

@@ -59,12 +59,13 @@ def read(path: Path | None, sha256: str, images_total: int) -> BatchCheckpoint:
         _check(found, sha256, images_total)
     except ValidationError as error:
         event(Event.JOB_STARTED_OVER).warning(
-            "the checkpoint is no batch's ({} faults): the job starts over", error.error_count()
+            "the checkpoint is no batch's ({} faults): the job starts over; nothing to do",
+            error.error_count(),
         )
         return fresh
     except ValueError as error:
         event(Event.JOB_STARTED_OVER).warning(
-            "the checkpoint is not this batch's: {}; the job starts from the beginning", error
+            "the checkpoint is not this batch's: {}; the job starts from the beginning, nothing to do", error
         )
         return fresh
     return found

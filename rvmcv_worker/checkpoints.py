@@ -137,7 +137,9 @@ class Checkpoints:
             except (JobError, ControllerError, OSError) as error:
                 if not self._closed:
                     event(Event.JOB_CHECKPOINT_LOST, self._workspace.job_id).warning(
-                        "checkpoint not stored: {}", error
+                        "checkpoint not stored: {}; the next one is tried in its turn, see whether "
+                        "storage answers if this goes on",
+                        error,
                     )
             except (FencedError, JobCancelledError, RetryStoppedError):
                 return
@@ -185,7 +187,9 @@ def store_newest(
             away.append(error)
         except (JobError, JobCancelledError, FencedError, OSError) as error:
             event(Event.JOB_CHECKPOINT_LOST, workspace.job_id).warning(
-                "the newest checkpoint is not stored: {}", error
+                "the newest checkpoint is not stored: {}; the next attempt goes on from an "
+                "earlier one, nothing to do",
+                error,
             )
 
     # A thread of its own: a socket that hangs must not hold up a stop.
@@ -253,7 +257,8 @@ def fetch(
             event(Event.JOB_CONTINUED, workspace.job_id).info("going on from the checkpoint of {}", of)
             return f"in/{RESUME_FILE}"
     event(Event.JOB_STARTED_OVER, workspace.job_id).warning(
-        "the checkpoint of an earlier attempt cannot be had: {}", "; ".join(refused)
+        "the checkpoint of an earlier attempt cannot be had ({}): the job starts from the beginning, "
+        "nothing to do",
+        "; ".join(refused),
     )
-    event(Event.JOB_STARTED_OVER, workspace.job_id).warning("the job starts from the beginning")
     return None

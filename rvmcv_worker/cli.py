@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -53,7 +53,13 @@ def _give_up(message: str, code: ExitCode) -> NoReturn:
 
 
 @app.command()
-def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
+def run(
+    file: ConfigFile = DEFAULT_CONFIG,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="Lines for people, or an object a line for programs; \\[worker] log_format else."),
+    ] = None,
+) -> None:
     """Run the daemon until SIGTERM.
 
     SIGHUP reads the token again, SIGUSR1 pauses or resumes, SIGUSR2 drains.
@@ -62,7 +68,7 @@ def run(file: ConfigFile = DEFAULT_CONFIG) -> None:
 
     settings = _load(file)
     try:
-        raise typer.Exit(daemon.run(settings))
+        raise typer.Exit(daemon.run(settings, log_format))
     except config.ConfigError as error:
         _give_up(str(error), ExitCode.CONFIG)
     except state_lock.AlreadyRunningError as error:

@@ -106,6 +106,7 @@ class WorkerSettings(Section):
     batch_slots: Slots = 1
     checkpoint_every_min: PositiveFloat = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
     metrics_file: Path | None = None
 
     @field_validator("metrics_file")

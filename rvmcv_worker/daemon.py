@@ -15,7 +15,17 @@ from collections.abc import Sequence
 from functools import partial
 from types import FrameType
 
-from rvmcv_worker import __version__, control, kernel, logs, recovery, sandbox, state_lock, systemd
+from rvmcv_worker import (
+    __version__,
+    control,
+    kernel,
+    log_output,
+    logs,
+    recovery,
+    sandbox,
+    state_lock,
+    systemd,
+)
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.config import ConfigError, Settings, load_credentials
 from rvmcv_worker.controller import Controller
@@ -31,6 +41,7 @@ from rvmcv_worker.housekeeping import Housekeeping
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.lanes import LaneLoop
 from rvmcv_worker.ledger import ClaimState, Ledger
+from rvmcv_worker.log_output import LogFormat
 from rvmcv_worker.machine_watch import MachineWatch, train_places
 from rvmcv_worker.metrics import Metrics
 from rvmcv_worker.metrics_file import MetricsFile
@@ -114,7 +125,9 @@ def _choose_wall(settings: Settings, condition: Condition) -> Sandbox:
         wall = sandbox.choose(settings.sandbox, hide=settings.secret_dirs, work_dir=settings.work_dir)
     except sandbox.SandboxUnavailableError as error:
         condition.degrade("wall", f"no wall, no claims: {error}")
-        event(Event.WALL_MISSING).error("no wall, no claims: {}", error)
+        event(Event.WALL_MISSING).error(
+            "no wall, no claims: {}; rvmcv-worker doctor says when it is mended, then restart", error
+        )
         return sandbox.MissingWall()
     if wall.shortcoming:
         condition.degrade("wall", wall.shortcoming, frozenset())
@@ -138,9 +151,9 @@ def make_lanes(services: Services, train_slots: Slots) -> list[LaneLoop]:
     return [LaneLoop(lane, job_types, slots[lane], services) for lane in Lane if lane in wanted]
 
 
-def run(settings: Settings) -> ExitCode:
+def run(settings: Settings, log_format: LogFormat | None = None) -> ExitCode:
     """Run until SIGTERM or SIGINT; raises `ConfigError` or `AlreadyRunningError`."""
-    logs.configure(settings.worker.log_level)
+    log_output.configure(settings.worker.log_level, log_format or settings.worker.log_format)
     faulthandler.enable()  # the watchdog's SIGABRT tells where each thread hangs
     os.umask(0o077)
     kernel.hide_memory()
@@ -151,7 +164,7 @@ def run(settings: Settings) -> ExitCode:
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         signals.put(signum)
 
-    threading.excepthook, sys.excepthook = _log_death, logs.log_uncaught
+    threading.excepthook, sys.excepthook = _log_death, log_output.log_uncaught
     for signum in _SIGNALS:
         signal.signal(signum, on_signal)
     services = make_services(settings)
@@ -188,7 +201,7 @@ def run(settings: Settings) -> ExitCode:
         while not _stop_wanted(signals, services, wish, errands):
             if dead := [thread.name for thread in (health, *threads) if not thread.is_alive()]:
                 event(Event.WORKER_DIED).critical(
-                    "thread {} died: the worker stops, to be started anew", dead[0]
+                    "thread {} died: the worker stops, to be started anew; a line above says of what", dead[0]
                 )
                 return ExitCode.FAILED
             services.tick.beat()
@@ -208,7 +221,9 @@ def _log_death(death: threading.ExceptHookArgs) -> None:
     """Log what a thread died of."""
     name = death.thread.name if death.thread else "unknown"
     event(Event.WORKER_DIED).opt(exception=death.exc_value).critical(
-        "thread {} died of a fault of the worker's own", name
+        "thread {} died of a fault of the worker's own: the worker stops, and systemd "
+        "starts it anew; please report it with these lines",
+        name,
     )
 
 
@@ -235,7 +250,7 @@ def _stop_wanted(
 def _reload(services: Services) -> None:
     reading = services.token.reload()
     event(Event.TOKEN_UNREADABLE if reading.fault else Event.TOKEN_RELOADED).log(
-        "WARNING" if reading.fault else "INFO", "{}", reading
+        "ERROR" if reading.fault else "INFO", "{}", reading
     )
     services.condition.wake()  # who waits with a rejected token tries this one at once
 
@@ -263,21 +278,22 @@ def _stop(
         thread.join(max(0.0, deadline_s - time.monotonic()))
         if thread.is_alive():
             event(Event.JOB_CLAIM_WAITS).warning(
-                "{} still waits for RVM-Server: the next start settles its claim", thread.name
+                "{} still waits for RVM-Server: the next start settles its claim; nothing to do", thread.name
             )
     if not condition.wait_idle(_STOP_S):
         for job in condition.running():
             services.ledger.enter(
                 job.job_id, ClaimState.STOPPED
             )  # the heartbeat goes on meanwhile: it keeps the leases
-        event(Event.JOB_LEFT_BEHIND).error(
-            "{} jobs did not end in time; the next start hands them back", len(condition.running())
+        event(Event.JOB_LEFT_BEHIND).warning(
+            "{} jobs did not end in time; the next start hands them back, nothing to do",
+            len(condition.running()),
         )
     services.engines.close()
     heartbeat.close()
     if not services.outbox.flush(_FLUSH_S):
         event(Event.REPORT_WAITS).warning(
-            "final reports wait for the next start: RVM-Server does not take them now"
+            "final reports wait for the next start: RVM-Server does not take them now; nothing to do"
         )
     services.outbox.close()
     health.close()

@@ -154,7 +154,7 @@ class _Engine:
             error = pending.future.exception()
             if isinstance(error, (JobCrashedError, OutOfMemoryError, TimedOutError)):
                 event(Event.ENGINE_BACKEND_DROPPED).warning(
-                    "{}: torch goes on, after {}", key.directory_name, error.code
+                    "{}: torch goes on, after {}; nothing to do", key.directory_name, error.code
                 )
                 self._exports.distrust(key, error)
 
@@ -172,7 +172,7 @@ class _Engine:
                     taken,
                 )
             except ModelUnavailableError as error:
-                event(Event.ENGINE_BACKEND_DROPPED).warning("{}", error.message)
+                event(Event.ENGINE_BACKEND_DROPPED).warning("{}; torch goes on, nothing to do", error.message)
                 return None
             path = f"{directory}/{choice.files[0].name}"
         return Backend(choice.chosen.backend, choice.chosen.precision, path)

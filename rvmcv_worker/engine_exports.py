@@ -172,11 +172,12 @@ def _tell_failure(key: Key, error: Exception) -> None:
     if isinstance(error, (JobError, OSError)):  # the latter of a full disk
         why = f"{error.code}: {error.message}" if isinstance(error, JobError) else str(error)
         event(Event.ENGINE_BACKEND_DROPPED).warning(
-            "model {}: goes on with torch: {}", key.model_sha256, redact(why)
+            "model {}: goes on with torch: {}; nothing to do", key.model_sha256, redact(why)
         )
     else:
         event(Event.WORKER_FAULT).opt(exception=error).error(
-            "a fault of the worker's own while a model was measured: torch goes on"
+            "a fault of the worker's own while a model was measured: torch goes on; please "
+            "report it with these lines"
         )
 
 

@@ -114,7 +114,9 @@ class EngineKeeper(threading.Thread):
                 self._step_or_replace()
             except Exception as error:  # noqa: BLE001 - without this thread nothing is ever answered
                 event(Event.WORKER_FAULT).exception(
-                    "a fault of the worker's own with the {} engine", self._trust.value
+                    "a fault of the worker's own with the {} engine: it is started anew; please "
+                    "report it with these lines",
+                    self._trust.value,
                 )
                 with contextlib.suppress(JobError):  # one that cannot be killed is left to its fate
                     self._end()
@@ -278,7 +280,9 @@ class EngineKeeper(threading.Thread):
     def _replace(self, fault: EngineFaultError) -> None:
         """End an engine that failed; the next step starts another one for what was under way."""
         event(Event.ENGINE_REPLACED).warning(
-            "the {} engine is replaced: {}", self._trust.value, redact(str(fault))
+            "the {} engine is replaced: {}; its images are asked again, nothing to do unless this goes on",
+            self._trust.value,
+            redact(str(fault)),
         )
         was_ready, gpu_lost = self._is_ready, fault.error.code == "worker_unfit"
         self._end()
@@ -309,7 +313,11 @@ class EngineKeeper(threading.Thread):
 
     def _fail_all_unfit(self, what: str) -> None:
         """Hand back whatever waits: until it is ready an engine has seen nothing of any job."""
-        event(Event.ENGINE_FAILED).error("the {} engine {}", self._trust.value, redact(what))
+        event(Event.ENGINE_FAILED).error(
+            "the {} engine {}; what waited for it is handed back, see what `rvmcv-worker doctor` says",
+            self._trust.value,
+            redact(what),
+        )
         self._fail_all(WorkerUnfitError(f"the inference engine {what}"))
 
     def _fail_all(self, error: JobError) -> None:

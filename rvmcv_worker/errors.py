@@ -15,6 +15,8 @@ class JobError(Exception):
     code: ClassVar[str] = "internal"
     #: Whether the job goes back to the queue (status ``queued``) instead of ending ``failed``.
     handed_back: ClassVar[bool] = True
+    #: What the operator does about it, where that is not what the class of the outcome says already.
+    remedy: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class UnsupportedJobError(JobError):
 
     code = "unsupported_job"
     handed_back = False
+    remedy = "it is not run again: update the worker, or [worker] job_types"
 
 
 class DatasetUnavailableError(JobError):
@@ -109,6 +112,7 @@ class UrlForbiddenError(JobError):
 
     code = "url_forbidden"
     handed_back = False
+    remedy = "it is not run again: add the host to [storage] allowed_hosts if it is trusted"
 
 
 class OutOfGpuMemoryError(JobError):
@@ -116,6 +120,7 @@ class OutOfGpuMemoryError(JobError):
 
     code = "out_of_gpu_memory"
     handed_back = False
+    remedy = "it is not run again: ask for less, or raise the limit in [limits]"
 
 
 class OutOfMemoryError(JobError):
@@ -123,6 +128,7 @@ class OutOfMemoryError(JobError):
 
     code = "out_of_memory"
     handed_back = False
+    remedy = "it is not run again: ask for less, or raise the limit in [limits]"
 
 
 class DiskQuotaError(JobError):
@@ -130,6 +136,7 @@ class DiskQuotaError(JobError):
 
     code = "disk_quota"
     handed_back = False
+    remedy = "it is not run again: ask for less, or raise the limit in [limits]"
 
 
 class TimedOutError(JobError):
@@ -137,12 +144,14 @@ class TimedOutError(JobError):
 
     code = "timed_out"
     handed_back = False
+    remedy = "it is not run again: ask for less, or raise the limit in [limits]"
 
 
 class UploadFailedError(JobError):
     """Storage could not be reached to take the result."""
 
     code = "upload_failed"
+    remedy = "it is run again: see whether storage answers from here"
 
 
 class UploadRejectedError(JobError):
@@ -150,6 +159,7 @@ class UploadRejectedError(JobError):
 
     code = "upload_rejected"
     handed_back = False
+    remedy = "it is not run again: see what RVM-Server or storage has against the result"
 
 
 class JobCrashedError(JobError):
@@ -174,6 +184,7 @@ class WorkerUnfitError(JobError):
     """The machine under the job failed: its disk was filled by others, or its GPU was lost."""
 
     code = "worker_unfit"
+    remedy = "it is run again, here once the machine is fit: rvmcv-worker doctor"
 
 
 class JobCancelledError(Exception):

@@ -31,6 +31,7 @@ class Event(str, enum.Enum):
     JOB_WAITS_FOR_GPUS = "job.waits_for_gpus"  #: the job is next and needs more GPUs than are free
     JOB_MALFORMED = "job.malformed"  #: RVM-Server offers a job that is not as the protocol says
     JOB_OPTION_IGNORED = "job.option_ignored"  #: a value of the job's config that the worker does not follow
+    JOB_PROGRESS = "job.progress"  #: a new phase, and how far it is once a minute; not of inferences
     JOB_CONTINUED = "job.continued"  #: it goes on from the checkpoint of an earlier attempt
     JOB_STARTED_OVER = "job.started_over"  #: the checkpoint of an earlier attempt is of no use
     JOB_CHECKPOINT_STORED = "job.checkpoint_stored"  #: the newest checkpoint is in storage
@@ -92,7 +93,10 @@ class Event(str, enum.Enum):
     METRICS_WRITTEN = "metrics.written"  #: `[worker] metrics_file` is written again
 
 
-def event(name: Event, job_id: str | None = None) -> Logger:
-    """Return a logger whose lines carry the event's name and, where given, the job that it is about."""
-    bound = logger.bind(event=name.value)
+def event(name: Event, job_id: str | None = None, **details: str | float | None) -> Logger:
+    """Return a logger whose lines carry the event's name and, where given, the job that it is about.
+
+    `details` are for programs: JSON has them by their names, the journal as ``RVMCV_<NAME>``.
+    """
+    bound = logger.bind(event=name.value, **({"details": details} if details else {}))
     return bound if job_id is None else bound.bind(job_id=job_id)

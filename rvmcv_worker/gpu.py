@@ -148,7 +148,8 @@ class Gpus:
                 look = self._next_look()
             except Exception as error:  # noqa: BLE001 - without this thread no GPU would ever work again
                 event(Event.WORKER_FAULT).exception(
-                    "a fault of the worker's own while reading the GPUs: it goes on"
+                    "a fault of the worker's own while reading the GPUs: it goes on; please report it "
+                    "with these lines"
                 )
                 look = _Look(time.monotonic(), error=f"reading the GPUs fails: {error}")
             with self._looked:

@@ -93,7 +93,9 @@ class HealthSocket(threading.Thread):
 
     def _not_served(self, error: Exception) -> None:
         if not self._closing.is_set():
-            event(Event.HEALTH_REFUSED).warning("{}: a client was not served: {}", self.file, error)
+            event(Event.HEALTH_REFUSED).warning(
+                "{}: a client was not served: {}; nothing to do unless it stays so", self.file, error
+            )
             self._closing.wait(1.0)  # out of descriptors or threads: another try at once would spin
 
     def _find_place(self) -> bool:
@@ -164,7 +166,9 @@ class _Request(BaseHTTPRequestHandler):
             status = HTTPStatus.METHOD_NOT_ALLOWED if there else HTTPStatus.NOT_FOUND
             self.send_error(status, f"there is only {self._routes.names}")
         elif self.command != "GET" and (uid := _peer_uid(self._client)) not in {0, os.geteuid()}:
-            event(Event.HEALTH_REFUSED).warning("{} {} refused to uid {}", self.command, path, uid)
+            event(Event.HEALTH_REFUSED).warning(
+                "{} {} refused to uid {}: run it as root or as the worker's user", self.command, path, uid
+            )
             self.send_error(HTTPStatus.FORBIDDEN, "not allowed: run as root or as the worker's user")
         else:
             self._send(self._call(route))
@@ -183,7 +187,9 @@ class _Request(BaseHTTPRequestHandler):
             return route()
         except Exception:  # noqa: BLE001 - a fault in a page must not pass for a dead worker
             event(Event.WORKER_FAULT).exception(
-                "a fault of the worker's own in {} {}", self.command, self.path
+                "a fault of the worker's own in {} {}; please report it with these lines",
+                self.command,
+                self.path,
             )
             return Answer.refusal(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the worker's own: its log says why"

@@ -16,6 +16,7 @@ from rvmcv_worker.events import Event, event
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import StopReason
 from rvmcv_worker.nvml import GpuReading
+from rvmcv_worker.operator_wish import WISHES
 from rvmcv_worker.protocol import (
     GpuStatus,
     HostStatus,
@@ -68,7 +69,8 @@ class Heartbeat(threading.Thread):
                 self.beat()
             except Exception:  # noqa: BLE001 - without worker status every lease would run out
                 event(Event.WORKER_FAULT).exception(
-                    "a fault of the worker's own in the worker status: it goes on"
+                    "a fault of the worker's own in the worker status: it goes on; please report it "
+                    "with these lines"
                 )
             condition.introduced.set()
             interval_s = self._busy_s if condition.running() else self._idle_s
@@ -88,12 +90,17 @@ class Heartbeat(threading.Thread):
             answer = self._services.controller.worker_status(self._status())
         except ProtocolMissingError as error:
             if not self._missing_said:
-                event(Event.SERVER_TOO_OLD).warning("{}; leases are kept by progress reports", error)
+                event(Event.SERVER_TOO_OLD).warning(
+                    "{}; leases are kept by progress reports, nothing to do but to update RVM-Server", error
+                )
                 self._missing_said = True
             return
         except TokenRejectedError as error:
             if condition.degrade("token", str(error)):
-                event(Event.TOKEN_REJECTED).error("{}; claims stop, running jobs go on", error)
+                event(Event.TOKEN_REJECTED).error(
+                    "{}, then systemctl reload rvmcv-worker; claims stop, running jobs go on",
+                    error,
+                )
             self._services.retry.before_retry(error)
             return
         except ControllerError as error:
@@ -101,14 +108,17 @@ class Heartbeat(threading.Thread):
             # The reason holds no detail: each new one would be told at once.
             if condition.degrade(_FAULT, "RVM-Server does not take the worker status", frozenset()):
                 event(Event.SERVER_UNREACHABLE).warning(
-                    "worker status not delivered: {}; running jobs go on", error
+                    "worker status not delivered: {}; running jobs go on, it is tried again; nothing "
+                    "to do unless it stays so",
+                    error,
                 )
             return
-        condition.recover("token")
-        condition.recover(_FAULT)
+        recovered = [condition.recover(source) for source in ("token", _FAULT)]
+        if any(recovered):
+            event(Event.SERVER_REACHABLE).info("RVM-Server takes the worker status again")
         if answer.superseded:
             if condition.degrade("superseded", _SUPERSEDED):
-                event(Event.WORKER_SUPERSEDED).critical(_SUPERSEDED)
+                event(Event.WORKER_SUPERSEDED).error(_SUPERSEDED)
         else:
             condition.recover("superseded")
         self._follow(answer, running)
@@ -122,7 +132,8 @@ class Heartbeat(threading.Thread):
                 job.interrupt.request(StopReason.CANCELLED)
             elif lease is LeaseState.LOST:
                 job.interrupt.request(StopReason.FENCED, "RVM-Server says that the lease is lost")
-        self._services.condition.want(answer.desired_state)
+        if self._services.condition.want(answer.desired_state):
+            event(WISHES[answer.desired_state]).info("RVM-Server's wish: {}", answer.desired_state.value)
         self._idle_s, self._busy_s = answer.interval_s.idle, answer.interval_s.busy
 
     def uptime_s(self) -> int:

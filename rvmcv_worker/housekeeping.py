@@ -24,12 +24,15 @@ def check_storage(services: Services) -> None:
     storage, condition = services.storage, services.condition
     lacking = not storage.can_store and storage.lacking
     if condition.note("storage", NO_STORAGE if lacking else None):
-        event(Event.STORAGE_MISSING if lacking else Event.STORAGE_FOUND).info(
-            NO_STORAGE if lacking else "there is storage for results now"
-        )
+        if lacking:
+            event(Event.STORAGE_MISSING).warning("{}; give the worker MinIO's keys if it should", NO_STORAGE)
+        else:
+            event(Event.STORAGE_FOUND).info("there is storage for results now")
     if lacking and "batch-inference" in services.settings.worker.job_types:
         if condition.degrade("storage", NO_BATCHES, frozenset({Lane.BATCH})):
-            event(Event.STORAGE_MISSING).warning(NO_BATCHES)
+            event(Event.STORAGE_MISSING).warning(
+                "{}: give the worker MinIO's keys, or take it out of [worker] job_types", NO_BATCHES
+            )
     else:
         condition.recover("storage")
 
@@ -62,7 +65,8 @@ class Housekeeping(threading.Thread):
                     chore()
                 except Exception:  # noqa: BLE001 - it may be late, so it may be done the next time
                     event(Event.WORKER_FAULT).exception(
-                        "a fault of the worker's own in the housekeeping: it goes on"
+                        "a fault of the worker's own in the housekeeping: it goes on; please report it "
+                        "with these lines"
                     )
                 due_s[number] = time.monotonic() + every_s
 

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from rvmcv_worker import final_report
+from rvmcv_worker import attempt_log, final_report
 from rvmcv_worker.attempt import Services, begin_attempt, run_attempt
 from rvmcv_worker.controller import (
     ControllerError,
@@ -112,7 +112,9 @@ class LaneLoop(threading.Thread):
                 retry.before_retry(error)
             except Exception:  # noqa: BLE001 - a lane that died in silence would look like an idle one
                 event(Event.WORKER_FAULT).exception(
-                    "a fault of the worker's own in lane {}: it tries again", self.lane.value
+                    "a fault of the worker's own in lane {}: it tries again; please report it with "
+                    "these lines",
+                    self.lane.value,
                 )
                 condition.degrade(
                     self._fault, f"lane {self.lane.value} fails: the worker's log says why", frozenset()
@@ -154,9 +156,13 @@ class LaneLoop(threading.Thread):
         rejected = isinstance(error, TokenRejectedError)
         source = "token" if rejected else self._fault
         if self._services.condition.degrade(source, str(error), frozenset(Lane) if rejected else frozenset()):
-            event(Event.TOKEN_REJECTED if rejected else Event.SERVER_UNREACHABLE).warning(
-                "{}; running jobs go on, lane {} waits", error, self.lane.value
-            )
+            waits = f"running jobs go on, lane {self.lane.value} waits"
+            if rejected:
+                event(Event.TOKEN_REJECTED).error("{}, then systemctl reload rvmcv-worker; {}", error, waits)
+            else:
+                event(Event.SERVER_UNREACHABLE).warning(
+                    "{}; {}, nothing to do unless it stays so", error, waits
+                )
 
     def _poll(self) -> float:
         """Ask for jobs and start those that are claimed; returns how long to pause, in seconds."""
@@ -188,7 +194,8 @@ class LaneLoop(threading.Thread):
         """Claim one offered job and start it; False when it was not to be had."""
         if isinstance(offer, MalformedJob):
             event(Event.JOB_MALFORMED).error(
-                "RVM-Server offers a job that does not validate: {}", offer.reason
+                "RVM-Server offers a job that does not validate: {}; it is refused, tell who runs RVM-Server",
+                offer.reason,
             )
             return offer.job_id is not None and self._refuse(offer.job_id, InvalidJobError(offer.reason))
         job_type = self._job_types.get(offer.job_type)
@@ -238,7 +245,7 @@ class LaneLoop(threading.Thread):
 
     def _hand_back(self, job: RunningJob, error: JobError) -> None:
         services = self._services
-        event(Event.JOB_HANDED_BACK, job.job_id).error("handed back: {}", error.message)
+        attempt_log.tell_ended(job.job_id, error)
         try:
             services.ledger.finish(
                 job.job_id, final_report.never_ran(services.settings, job.job_id, job.lease_token, error)
@@ -265,7 +272,7 @@ class LaneLoop(threading.Thread):
         try:
             if (claim := self._claim(job_id, "unknown")) is None:
                 return False
-            event(Event.JOB_FAILED, job_id).warning("failed: {}: {}", error.code, error.message)
+            attempt_log.tell_ended(job_id, error)
             self._services.ledger.finish(
                 job_id, final_report.never_ran(settings, job_id, claim.lease_token, error)
             )
@@ -287,7 +294,9 @@ class LaneLoop(threading.Thread):
             try:
                 claim = self._services.controller.claim(job_id, claim_id)
             except (FencedError, RequestRejectedError) as error:
-                event(Event.JOB_CLAIM_REFUSED, job_id).info("claim of {} refused: {}", job_id, error)
+                event(Event.JOB_CLAIM_REFUSED, job_id).log(
+                    attempt_log.usual_level(self.lane), "refused: {}", error
+                )
                 self._services.tally.claimed(self.lane.value, granted=False)
                 ledger.forget(job_id)
                 self._refusals.note(job_id)
@@ -309,7 +318,10 @@ class LaneLoop(threading.Thread):
                 self._services.ledger.claimed(job_id, claim.attempt, claim.lease_token)
             except sqlite3.OperationalError as error:
                 event(Event.JOB_CLAIM_WAITS, job_id).warning(
-                    "the claim cannot be noted, tried again in {:.0f} s: {}", delay_s, error
+                    "the claim cannot be noted, tried again in {:.0f} s: {}; make room on the disk of "
+                    "[worker] state_dir",
+                    delay_s,
+                    error,
                 )
                 if condition.stopping.wait(delay_s):
                     break  # the ledger knows that it was on its way: the next start hands it back

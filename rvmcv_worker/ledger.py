@@ -119,7 +119,11 @@ class Ledger:
                 with contextlib.suppress(FileNotFoundError):
                     file.with_name(file.name + suffix).replace(aside.with_name(aside.name + suffix))
             event(Event.LEDGER_SET_ASIDE).error(
-                "ledger {} cannot be read ({}): set aside as {}, starting empty", file, error, aside
+                "ledger {} cannot be read ({}): set aside as {}, starting empty; RVM-Server takes "
+                "back what ran when the leases end, keep the file for who looks into it",
+                file,
+                error,
+                aside,
             )
             self._db = self._open(file)
 
@@ -136,7 +140,9 @@ class Ledger:
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > len(_SCHEMA):
             event(Event.LEDGER_UPGRADED).warning(
-                "ledger {} was written by a newer worker (schema {})", file, found
+                "ledger {} was written by a newer worker (schema {}): it is used as it is; nothing to do",
+                file,
+                found,
             )
         elif 0 < found < len(_SCHEMA):
             _copy(db, file.with_name(f"{file.name}.schema-{found}"))
@@ -264,7 +270,10 @@ class Ledger:
         _make_private(aside)
         aside.write_text(str(dict(row)), errors="backslashreplace")
         event(Event.REPORT_GIVEN_UP, row["job_id"]).error(
-            "a final report cannot be read ({}): set aside as {}", error, aside
+            "a final report cannot be read ({}): set aside as {}; RVM-Server takes the job "
+            "back when its lease ends, keep the file for who looks into it",
+            error,
+            aside,
         )
         self.delivered(row["seq"])
 

@@ -1,27 +1,12 @@
-"""One line an event, on standard error; secrets masked, text from outside escaped.
-
-Under systemd each line carries its journald priority as a ``<n>`` prefix and no time of its own.
-"""
+"""What a log, a report or a page may show: secrets are masked, text from outside is escaped."""
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import sys
 import threading
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from loguru import logger
-
-from rvmcv_worker.events import Event, event
-
-if TYPE_CHECKING:
-    from loguru import Message, Record
-
-_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "SUCCESS": 5, "INFO": 6, "DEBUG": 7, "TRACE": 7}
 _WORD = re.compile(r"[^\s\"'<>]+")
 #: What may be a secret by its name or place: a signature, a login, a header.
 _NAMED = re.compile(
@@ -94,63 +79,3 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _line(record: Record) -> str:
-    text = record["message"]
-    if job_id := record["extra"].get("job_id"):
-        text = f"[{job_id[:128]}] {text}"  # the id of a malformed job is any text at all
-    return escape(redact(text))
-
-
-def _write_plain(message: Message) -> None:
-    record = message.record
-    stamp = record["time"].strftime("%Y-%m-%d %H:%M:%S")
-    _emit([f"{stamp} {record['level'].name:<7} {_line(record)}", *_trace(record)])
-
-
-def _write_journal(message: Message) -> None:
-    record = message.record
-    priority = f"<{_PRIORITY.get(record['level'].name, 6)}>"
-    # On each line: journald would take a priority that a later line begins with.
-    _emit([f"{priority}{line}" for line in (_line(record), *_trace(record))])
-
-
-def _trace(record: Record) -> list[str]:
-    """Return the lines of the exception that was logged, without the values of variables."""
-    if (exception := record["exception"]) is None or exception.value is None:
-        return []
-    import traceback  # only when something broke
-
-    trace = traceback.format_exception(exception.type, exception.value, exception.traceback)
-    return ["  " + escape(redact(part)) for chunk in trace for part in chunk.splitlines()]
-
-
-def _emit(lines: list[str]) -> None:
-    sys.stderr.write("\n".join(lines) + "\n")
-    sys.stderr.flush()
-
-
-def log_uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-    """Log what ended the process; Python's own way would print it as it is (see `sys.excepthook`)."""
-    event(Event.WORKER_DIED).opt(exception=error).critical("the worker ends of a fault of its own")
-
-
-class _ToLoguru(logging.Handler):
-    """Carries what libraries log by `logging` over to loguru."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # A library may have levels of its own, which loguru knows by their numbers alone.
-        level = record.levelname if record.levelname in _PRIORITY else record.levelno
-        event(Event.LIBRARY_WARNED).opt(depth=6).log(level, "{}: {}", record.name, record.getMessage())
-
-
-def configure(level: str) -> None:
-    """Set the sinks up; called once, before anything is logged."""
-    sink = _write_journal if os.environ.get("JOURNAL_STREAM") else _write_plain
-    logger.remove()
-    logger.add(sink, level=level, diagnose=False, backtrace=False, format="{message}")
-    logging.captureWarnings(True)
-    logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
-    # What it warns of comes as an exception too; its text holds pieces of answers, lease tokens among them.
-    logging.getLogger("urllib3").setLevel(logging.ERROR)

@@ -9,11 +9,14 @@ from typing import Literal
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.gpu import Gpus
+from rvmcv_worker.gpu_fault import FaultKind
 from rvmcv_worker.slots import Slots
 from rvmcv_worker.state import Lane
 
 _LOOK_S, _LOOK_LEAST_S = 1.0, 0.05
 _GB = 1e9
+#: What ends by itself, or with the program that has the memory.
+_PASSES = {kind.value for kind in (FaultKind.XID, FaultKind.HOT, FaultKind.FULL)}
 _DISK = "disk"  #: the source of what is said of the disk
 _ALL, _TRAIN, _NONE = frozenset(Lane), frozenset({Lane.TRAIN}), frozenset[Lane]()
 
@@ -47,7 +50,8 @@ class MachineWatch(threading.Thread):
                 self.look()
             except Exception:  # noqa: BLE001 - the machine is looked at again; jobs go on meanwhile
                 event(Event.WORKER_FAULT).exception(
-                    "a fault of the worker's own in the watch over the machine: it goes on"
+                    "a fault of the worker's own in the watch over the machine: it goes on; please "
+                    "report it with these lines"
                 )
 
     def look(self) -> None:
@@ -134,7 +138,12 @@ class MachineWatch(threading.Thread):
             return
         self._faults[source] = (kind, lanes)
         self._services.condition.degrade(source, reason, lanes)
-        event(Event.DISK_SHORT if source == _DISK else Event.GPU_UNFIT).warning("{}", reason)
+        if source == _DISK:
+            event(Event.DISK_SHORT).warning("{}; make room, it goes on by itself", reason)
+        elif kind in _PASSES:
+            event(Event.GPU_UNFIT).warning("{}; it gets jobs again once that is over", reason)
+        else:
+            event(Event.GPU_UNFIT).error("{}; nvidia-smi and rvmcv-worker doctor say more", reason)
 
     def _well(self, source: str, news: str) -> None:
         if self._faults.pop(source, None) is not None:

@@ -155,7 +155,9 @@ class ModelExports:
             return None
         except (OSError, ValueError, KeyError, TypeError, JobCrashedError) as error:
             event(Event.STORE_DAMAGED).warning(
-                "model exports: {} cannot be read ({}): removed, it is made again", directory, error
+                "model exports: {} cannot be read ({}): removed, it is made again; nothing to do",
+                directory,
+                error,
             )
             self._remove(directory)
             return None

@@ -76,7 +76,8 @@ class ModelStore:
                     if (found := _hash(file)) != sha256:
                         path.unlink(missing_ok=True)
                         event(Event.STORE_DAMAGED).warning(
-                            "model store: {} had the bytes of {}: removed, it will be fetched again",
+                            "model store: {} had the bytes of {}: removed, it will be fetched again; nothing "
+                            "to do unless this goes on, then see to the disk",
                             path,
                             found,
                         )
@@ -157,7 +158,9 @@ class ModelStore:
             if named is None or expected not in (None, named) or self.get(named) is None:
                 raise
             event(Event.MODEL_FROM_STORE).warning(
-                "model {}: not to be had from RVM-Server, taken from the store ({})", wanted, named
+                "model {}: not to be had from RVM-Server, taken from the store ({}); nothing to do",
+                wanted,
+                named,
             )
             return named
         finally:
@@ -268,7 +271,7 @@ class ModelStore:
             return {}
         except ValueError:
             event(Event.STORE_DAMAGED).warning(
-                "model store: {} cannot be read: its names are forgotten", self._names
+                "model store: {} cannot be read: its names are forgotten; nothing to do", self._names
             )
             return {}
         pairs = found.items() if isinstance(found, dict) else ()

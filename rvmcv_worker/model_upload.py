@@ -120,7 +120,9 @@ class ModelUploader:
 
     def _wait(self, again: TryAgain, error: TransferError, version: str, cause: BaseException | None) -> None:
         """Wait with a model, also where a proxy says 404 to everything or the token was rejected."""
-        event(Event.MODEL_UPLOAD_WAITS).warning("model {} waits: {}", version, error)
+        event(Event.MODEL_UPLOAD_WAITS).warning(
+            "model {} waits: {}; nothing to do unless it stays so", version, error
+        )
         waiting = BrokenError(str(error), status=error.status, retry_after_s=error.retry_after_s)
         waiting.__cause__ = cause
         try:

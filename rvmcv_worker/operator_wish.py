@@ -18,7 +18,8 @@ _SAID = {
     DesiredState.PAUSE: "paused: nothing is claimed until it is resumed, running jobs go on",
     DesiredState.DRAIN: "drained: nothing is claimed until it is resumed, running jobs are handed back",
 }
-_EVENT = {
+#: How the log calls what is wished for.
+WISHES = {
     DesiredState.RUN: Event.WORKER_RESUMED,
     DesiredState.PAUSE: Event.WORKER_PAUSED,
     DesiredState.DRAIN: Event.WORKER_DRAINED,
@@ -43,23 +44,31 @@ class OperatorWish:
         except (OSError, ValueError) as error:
             # Somebody wished for something: claiming could be the very thing that they wanted to end.
             event(Event.WORKER_WISH_LOST).error(
-                "{} cannot be read ({}): the worker starts paused; resume it", self._file, error
+                "{} cannot be read ({}): the worker starts paused; rvmcv-worker resume ends that",
+                self._file,
+                error,
             )
             wish = DesiredState.PAUSE
         if wish is not DesiredState.RUN:
-            event(_EVENT[wish]).warning("as before the restart, by the operator's wish, {}", _SAID[wish])
+            event(WISHES[wish]).warning(
+                "as before the restart, by the operator's wish, {}; rvmcv-worker resume ends that",
+                _SAID[wish],
+            )
         self._condition.wish(wish)
 
     def set(self, wish: DesiredState, *, by: str) -> None:
         """Follow a new wish; raises `OSError` when it is followed but could not be written down."""
         with self._lock:
             self._condition.wish(wish)
-            event(_EVENT[wish]).info("{} ({})", _SAID[wish], by)
+            event(WISHES[wish]).info("{} ({})", _SAID[wish], by)
             try:
                 self._write(wish)
             except OSError as error:
                 event(Event.WORKER_WISH_LOST).error(
-                    "{} cannot be written ({}): a restart forgets the wish", self._file, error
+                    "{} cannot be written ({}): a restart forgets the wish; make room on the disk, "
+                    "then say it again",
+                    self._file,
+                    error,
                 )
                 raise
 

@@ -44,6 +44,7 @@ class Outbox(threading.Thread):
         self._condition = condition
         self._rejected_dir = rejected_dir
         self._rejected_in_row = 0
+        self._expected: set[str] = set()
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._empty = threading.Condition()
@@ -51,6 +52,10 @@ class Outbox(threading.Thread):
     def wake(self) -> None:
         """There is something new to deliver."""
         self._wake.set()
+
+    def expect(self, job_id: str) -> None:
+        """Say nothing of a report that is accepted at once: of inferences there are many a second."""
+        self._expected.add(job_id)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until nothing is left to deliver; False when that took longer than `timeout_s`."""
@@ -74,7 +79,9 @@ class Outbox(threading.Thread):
             except (ControllerError, sqlite3.Error, OSError) as error:
                 # What was accepted and could not be noted is delivered again, under its `finish_id`.
                 delay_s = backoff.next_s(error)
-                event(Event.REPORT_WAITS).warning("final reports wait {:.0f} s: {}", delay_s, error)
+                event(Event.REPORT_WAITS).warning(
+                    "final reports wait {:.0f} s: {}; nothing to do unless it stays so", delay_s, error
+                )
                 self._retry.pause(self._closing, delay_s, error)
                 self._retry.before_retry(error)
                 with contextlib.suppress(sqlite3.Error):
@@ -112,9 +119,12 @@ class Outbox(threading.Thread):
             raise met
 
     def _deliver(self, row: OutboxRow) -> None:
+        level = "DEBUG" if row.job_id in self._expected else "INFO"
+        self._expected.discard(row.job_id)  # one that has to wait is news
         if row.waited_s > KEEP_S:
             event(Event.REPORT_GIVEN_UP, row.job_id).error(
-                "final report given up after seven days: RVM-Server never took it"
+                "final report given up after seven days: RVM-Server never took it; queue the job "
+                "again if it is still wanted"
             )
             self._ledger.delivered(row.seq)
             return
@@ -122,13 +132,14 @@ class Outbox(threading.Thread):
             self._controller.finish(row.body)
         except FencedError as error:
             event(Event.REPORT_UNWANTED, row.job_id).warning(
-                "final report not wanted ({}): result discarded", error.reason
+                "final report not wanted ({}): result discarded; nothing to do", error.reason
             )
         except (RequestRejectedError, TooLargeError) as error:
             self._rejected(row, error)
             return
         else:
-            event(Event.REPORT_ACCEPTED, row.job_id).info("final report accepted: {}", row.body["status"])
+            accepted = event(Event.REPORT_ACCEPTED, row.job_id, status=row.body["status"])
+            accepted.log(level, "final report accepted: {}", row.body["status"])
             self._rejected_in_row = 0
             self._condition.recover("reports")
             self._ledger.delivered(row.seq)
@@ -147,12 +158,17 @@ class Outbox(threading.Thread):
             self._condition.degrade("reports", f"RVM-Server refuses final reports: {error}", frozenset())
         if "timings" not in row.body:  # only the minimal report below goes without
             event(Event.REPORT_REFUSED, row.job_id).error(
-                "RVM-Server refused even a minimal final report ({}); kept as {}", error, kept
+                "RVM-Server refused even a minimal final report ({}); kept as {}, tell who runs RVM-Server",
+                error,
+                kept,
             )
             self._ledger.delivered(row.seq)
             return
         event(Event.REPORT_REFUSED, row.job_id).error(
-            "RVM-Server refused the final report ({}); kept as {}, a minimal one follows", error, kept
+            "RVM-Server refused the final report ({}); kept as {}, a minimal one follows; "
+            "tell who runs RVM-Server",
+            error,
+            kept,
         )
         wrong = InternalError(f"RVM-Server refused the final report, kept on the worker as {kept}: {error}")
         body = {

@@ -21,6 +21,7 @@ from rvmcv_worker.errors import FencedError
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.interrupt import Interrupt, StopReason
 from rvmcv_worker.logs import redact
+from rvmcv_worker.progress_log import ProgressLog
 from rvmcv_worker.protocol import Checkpoint, Directive, Progress, progress_of, to_wire
 from rvmcv_worker.retry import RETRYABLE, Retry, RetryStoppedError
 
@@ -52,10 +53,11 @@ class ProgressReporter:
         interrupt: Interrupt,
         state: dict[str, Any] | None = None,
         first_s: float = 0.0,
+        log: ProgressLog | None = None,
     ) -> None:
         """`state` is where the newest progress is kept, for others to read.
 
-        The first report waits `first_s`.
+        The first report waits `first_s`; `log` is told too.
         """
         self._controller = controller
         self._retry = retry
@@ -64,6 +66,7 @@ class ProgressReporter:
         self._interval_s = max(interval_s, _LEAST_S)
         self._keep_alive_s = max(keep_alive_s, _LEAST_S)
         self._first_s = first_s
+        self._log = log
         self._interrupt = interrupt
         self._wake = threading.Condition()
         self._sending = threading.Lock()
@@ -99,6 +102,8 @@ class ProgressReporter:
             self._state.update(progress)
             self._dirty = True
             self._wake.notify()
+            if self._log:
+                self._log.tell(self._state)
 
     def take(self, said: Mapping[str, Any]) -> None:
         """Take in what a child says, which may be anything: what does not fit is left out."""
@@ -124,9 +129,10 @@ class ProgressReporter:
         self._deliver("checkpoint", stop)
 
     def _deliver(self, what: str, stop: Interrupt) -> None:
-
         def told(error: Exception, wait_s: float) -> None:
-            event(Event.JOB_WAITS, self._job_id).warning("{} waits {:.0f} s: {}", what, wait_s, error)
+            event(Event.JOB_WAITS, self._job_id).warning(
+                "{} waits {:.0f} s: {}; nothing to do unless it stays so", what, wait_s, error
+            )
             if isinstance(
                 error, _REFUSED
             ):  # perhaps for what a child said: only what must be known is said again

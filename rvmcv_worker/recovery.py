@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 
-from rvmcv_worker import checkpoints, final_report, workspace
+from rvmcv_worker import attempt_log, checkpoints, final_report, workspace
 from rvmcv_worker.attempt import Services, checkpoint_put
 from rvmcv_worker.controller import ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError, InternalError, JobError, WorkerDiedError, WorkerStoppedError
@@ -34,7 +34,7 @@ def clear(services: Services) -> None:
     """End what still runs of the daemon before, and wipe every workspace that no claim needs any more."""
     if killed := kill_marked(f"{services.settings.work_dir}/"):
         event(Event.LEFTOVERS_REMOVED).warning(
-            "ended {} processes that the daemon before this one had left behind", killed
+            "ended {} processes that the daemon before this one had left behind; nothing to do", killed
         )
     needed = {workspace_name(row) for row in services.ledger.claims()}
     for name in workspace.sweep(services.settings.work_dir, keep=needed):
@@ -67,7 +67,9 @@ class Settlement(threading.Thread):
             try:
                 unsettled = self._settle_all()
             except sqlite3.Error:
-                event(Event.WORKER_FAULT).exception("the ledger cannot be read: tried again")
+                event(Event.WORKER_FAULT).exception(
+                    "the ledger cannot be read: tried again; see to the disk of [worker] state_dir"
+                )
                 condition.stopping.wait(backoff.next_s())
                 continue
             if condition.stopping.is_set():
@@ -97,7 +99,9 @@ class Settlement(threading.Thread):
             try:
                 self._settle(row)
             except Exception:  # noqa: BLE001 - one claim that cannot be settled must not hold up all work
-                event(Event.JOB_LEFT_BEHIND, row.job_id).exception("not settled: tried again")
+                event(Event.JOB_LEFT_BEHIND, row.job_id).exception(
+                    "not settled: tried again; please report this fault with these lines"
+                )
                 failed += 1
         return failed
 
@@ -118,7 +122,7 @@ class Settlement(threading.Thread):
         if lease_token is None:
             return
         error = self._why(row)
-        event(Event.JOB_HANDED_BACK, row.job_id).warning("{}: handed back", error.message)
+        attempt_log.tell_ended(row.job_id, error)
         report = final_report.never_ran(services.settings, row.job_id, lease_token, error)
         dead = Workspace(services.settings.work_dir / workspace_name(row), row.job_id, row.attempt or 1)
         left_off = self._save_checkpoint(dead, lease_token)
@@ -147,7 +151,7 @@ class Settlement(threading.Thread):
         claims = "" if condition.settled.is_set() else ", nothing is claimed"
         sentence = f"{waiting}{claims}: {error}"
         if condition.degrade(SETTLEMENT, sentence, frozenset()):
-            event(Event.SETTLEMENT_WAITS).warning(sentence)
+            event(Event.SETTLEMENT_WAITS).warning("{}; nothing to do unless it stays so", sentence)
 
     def _save_checkpoint(self, dead: Workspace, lease_token: str) -> Checkpoint | None:
         """Store the newest checkpoint that was left; a storage that is away is waited for, not for ever."""
@@ -162,7 +166,7 @@ class Settlement(threading.Thread):
             except checkpoints.StorageAwayError as error:
                 if time.monotonic() >= until_s:
                     event(Event.JOB_CHECKPOINT_LOST, dead.job_id).warning(
-                        "{}: given up, the job goes on from an earlier one, or anew", error
+                        "{}: given up, the job goes on from an earlier one, or anew; nothing to do", error
                     )
                     return None
                 self._tell(f"the last checkpoint of {dead.job_id} waits for storage", error)

@@ -91,7 +91,7 @@ class Retry:
         if self._token and isinstance(error, TokenRejectedError):
             reading = self._token.reload()
             if reading.fault:
-                event(Event.TOKEN_UNREADABLE).warning("{}", reading)
+                event(Event.TOKEN_UNREADABLE).error("{}", reading)
 
     def pause(self, stop: Stop, seconds: float, error: BaseException | None) -> bool:
         """Wait before the next try; True when `stop` was set.

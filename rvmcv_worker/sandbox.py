@@ -99,7 +99,7 @@ def choose(settings: SandboxSettings, *, hide: Sequence[Path] = (), work_dir: Pa
         if settings.mode == "required":
             raise
         plain = PlainProcess(extra_read_only=settings.extra_read_only)
-        event(Event.WALL_OPEN).warning("NO WALL ({}): {}", error, plain.shortcoming)
+        event(Event.WALL_OPEN).warning("NO WALL ({}): {}; for trials only", error, plain.shortcoming)
         return plain
     return wall
 

@@ -132,15 +132,15 @@ class Condition:
             self.changed.set()
         return news
 
-    def want(self, desired: DesiredState) -> None:
-        """Follow RVM-Server's wish; a drain hands back what runs."""
-        self._follow(server=desired)
+    def want(self, desired: DesiredState) -> bool:
+        """Follow RVM-Server's wish, a drain hands back what runs; whether it is another than before."""
+        return self._follow(server=desired)
 
     def wish(self, desired: DesiredState) -> None:
         """Follow the operator's wish; a drain hands back what runs."""
         self._follow(operator=desired)
 
-    def _follow(self, **wish: DesiredState) -> None:
+    def _follow(self, **wish: DesiredState) -> bool:
         with self._lock:
             before, self._wishes = self._wishes, dataclasses.replace(self._wishes, **wish)
             holds, running = self._wishes.holds, list(self._running.values())
@@ -149,8 +149,9 @@ class Condition:
                 self.interrupt_all(running, "the worker is drained")
             if holds is not DesiredState.RUN and self.on_hold:
                 self.on_hold()
-        if wish != {name: getattr(before, name) for name in wish}:
+        if is_new := wish != {name: getattr(before, name) for name in wish}:
             self.wake()
+        return is_new
 
     def wishes(self) -> Wishes:
         """What is wished for at this moment, by whom."""

@@ -240,7 +240,10 @@ def _wipe_or_say(root: Path) -> None:
     except OSError as error:
         # The job's own outcome must not be lost over this; the next start sweeps.
         event(Event.LEFTOVERS_KEPT).error(
-            "workspace {} could not be wiped, tried again at the next start: {}", root, error
+            "workspace {} could not be wiped, tried again at the next start: {}; see what "
+            "holds it, and remove it by hand if it stays",
+            root,
+            error,
         )
 
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loguru import logger
-
 from rvmcv_worker import batch_checkpoint, batch_summary, manifest
 from rvmcv_worker.batch_checkpoint import BatchCheckpoint
 from rvmcv_worker.batch_parts import BatchParts
@@ -121,8 +119,7 @@ def _left_off(
     }
     sha256 = batch_checkpoint.batch_sha256(list_sha256, {**config.asked(), **models})
     found = attempt.fetch_checkpoint(batch_checkpoint.MAX_BYTES)
-    with logger.contextualize(job_id=attempt.offer.job_id):
-        return batch_checkpoint.read(attempt.workspace.root / found if found else None, sha256, images_total)
+    return batch_checkpoint.read(attempt.workspace.root / found if found else None, sha256, images_total)
 
 
 def _infer(
@@ -178,7 +175,9 @@ def _say_what_failed(attempt: Attempt, summary: batch_summary.BatchSummary) -> N
     if summary.images_failed:
         codes = ", ".join(f"{code} {count}" for code, count in summary.errors.most_common())
         event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
-            "images without a result: {} ({})", summary.images_failed, codes
+            "images without a result: {} ({}); the job's result says which, nothing to do",
+            summary.images_failed,
+            codes,
         )
 
 

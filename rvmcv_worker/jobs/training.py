@@ -107,7 +107,7 @@ def fetch_active_model(attempt: Attempt, config: TrainingConfig) -> str | None:
         if error.code == "worker_stopped":
             raise
         event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
-            "the active model is not compared: {}", error.message
+            "the active model is not compared: {}; nothing to do", error.message
         )
         return None
     return "in/active.pt"

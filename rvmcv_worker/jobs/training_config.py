@@ -98,7 +98,8 @@ def parse(config: Mapping[str, Any], model: type[Config], options: type[Options]
     ignored = sorted(OURS & set(config))
     if ignored:
         event(Event.JOB_OPTION_IGNORED).warning(
-            "config: {} is the worker's to set: ignored", ", ".join(ignored)
+            "config: {} is the worker's to set: ignored; whoever makes such jobs may leave it out",
+            ", ".join(ignored),
         )
     of_options, of_model = _spellings(options), _spellings(model)
     of_model.pop("options", None)

@@ -205,7 +205,7 @@ def _store_safetensors(attempt: Attempt, safe: _Model | None) -> dict[str, str]:
     if safe is None or not attempt.services.storage.can_store:
         why = "the training left none, its log says why" if safe is None else "there is no storage"
         event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
-            "{} is not delivered: {}", _SAFETENSORS, why
+            "{} is not delivered: {}; the job goes on without it, nothing to do", _SAFETENSORS, why
         )
         return {}
     with _optional(attempt, _SAFETENSORS):
@@ -221,7 +221,7 @@ def _optional(attempt: Attempt, name: str) -> Iterator[None]:
     except JobError as error:
         attempt.interrupt.check()
         event(Event.JOB_INCOMPLETE, attempt.offer.job_id).warning(
-            "{} is not delivered: {}", name, error.message
+            "{} is not delivered: {}; the job goes on without it, nothing to do", name, error.message
         )
 
 

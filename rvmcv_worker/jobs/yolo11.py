@@ -96,7 +96,9 @@ def _train_as_memory_allows(attempt: Attempt, config: Yolo11Config, job: dict[st
             if lower is None:
                 raise
             said = f"out of GPU memory: going on with batch {lower.batch} at {lower.imgsz} px"
-            event(Event.JOB_MEMORY_SHORT, attempt.offer.job_id).warning("{} ({})", said, error.message)
+            event(Event.JOB_MEMORY_SHORT, attempt.offer.job_id).warning(
+                "{} ({}); nothing to do, a smaller batch in the job spares the tries", said, error.message
+            )
             attempt.progress.update(batch_size=lower.batch, message=said)
             rung = lower
             # What an earlier attempt left is where this one began; its own is newer.

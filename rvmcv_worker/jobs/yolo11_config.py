@@ -41,7 +41,7 @@ def _cache(value: Any) -> Any:
     """Take `disk` as off: Ultralytics would write beside the images, which a training can only read."""
     if value == "disk":
         event(Event.JOB_OPTION_IGNORED).warning(
-            "config.cache: 'disk' is not to be had behind the wall: trained without a cache"
+            "config.cache: 'disk' is not to be had behind the wall: trained without a cache; nothing to do"
         )
         return False
     return value

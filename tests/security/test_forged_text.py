@@ -18,7 +18,7 @@ import requests
 from loguru import logger
 from rich.console import Console
 
-from rvmcv_worker import doctor, logs, status_text
+from rvmcv_worker import doctor, log_output, logs, status_text
 from rvmcv_worker.answers import excerpt
 from rvmcv_worker.child_log import ChildLog
 from rvmcv_worker.compute.printable import printable
@@ -43,7 +43,7 @@ def _log_lines(monkeypatch: pytest.MonkeyPatch, *, journal: bool) -> Iterator[li
         monkeypatch.setenv("JOURNAL_STREAM", "8:1")
     else:
         monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    logs.configure("DEBUG")
+    log_output.configure("DEBUG")
     lines: list[str] = []
     try:
         yield lines

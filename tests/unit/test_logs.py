@@ -5,7 +5,7 @@ import logging
 import pytest
 from loguru import logger
 
-from rvmcv_worker import logs
+from rvmcv_worker import log_output, logs
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_journal_lines_carry_their_priority(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    logs.configure("INFO")
+    log_output.configure("INFO")
     try:
         logger.bind(job_id="job1").warning("lost\n<0>forged {}", "x")
         try:
@@ -52,7 +52,7 @@ def test_journal_lines_carry_their_priority(
 
 def test_what_urllib3_says_of_broken_headers_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """It quotes the answer, and that may hold a lease token."""
-    logs.configure("INFO")
+    log_output.configure("INFO")
     try:
         for name in ("urllib3.connection", "a.library"):
             logging.getLogger(name).warning("unparsed data: canary-lease")
@@ -64,7 +64,7 @@ def test_what_urllib3_says_of_broken_headers_is_not_printed(capsys: pytest.Captu
 
 
 def test_a_level_of_a_librarys_own_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("INFO")
+    log_output.configure("INFO")
     try:
         logging.getLogger("a.library").log(35, "odd {} %s", "news")
     finally:

@@ -10,7 +10,7 @@ import urllib3
 from loguru import logger
 from minio import Minio
 
-from rvmcv_worker import final_report, logs
+from rvmcv_worker import final_report, log_output, logs
 from rvmcv_worker.answers import excerpt
 from rvmcv_worker.child_log import ChildLog
 from rvmcv_worker.config import Settings
@@ -86,7 +86,7 @@ def test_exceptions_of_the_http_libraries_are_logged_without_the_query(
         "127.0.0.1:9", "canary-Zq8", "canary-Zq8", secure=False, http_client=pool, region="us-east-1"
     )
     said = []
-    logs.configure("DEBUG")
+    log_output.configure("DEBUG")
     for attempt in (
         lambda: requests.get(SIGNED, headers={"Authorization": f"Bearer {SECRET}"}, timeout=1),
         lambda: urllib3.PoolManager().request("GET", SIGNED, retries=False, timeout=1),
@@ -105,13 +105,13 @@ def test_exceptions_of_the_http_libraries_are_logged_without_the_query(
 
 
 def test_tracebacks_are_without_the_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("DEBUG")
+    log_output.configure("DEBUG")
     unknown = "canary-of-a-variable"
     try:
         raise ValueError(len(unknown))
     except ValueError as error:
         logger.exception("broke")
-        logs.log_uncaught(type(error), error, error.__traceback__)
+        log_output.log_uncaught(type(error), error, error.__traceback__)
     logger.remove()
     printed = capsys.readouterr().err
     assert printed.count("ValueError: 20") == 2
