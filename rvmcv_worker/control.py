@@ -29,7 +29,8 @@ def routes(
 ) -> Routes:
     """Return all routes."""
     return {
-        **readiness.routes(services, heartbeat, tick),
+        ("GET", "/healthz"): lambda: readiness.healthz(services.condition, tick),
+        ("GET", "/readyz"): lambda: readiness.readyz(services.condition, heartbeat.claims()),
         ("GET", "/status"): lambda: Answer.of(status(services, heartbeat)),
         ("GET", "/metrics"): metrics.answer,
         **{

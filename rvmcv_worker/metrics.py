@@ -94,7 +94,7 @@ class _Moment(Collector):
         yield _gauge(
             "rvmcv_worker_ready",
             "1 while some lane claims jobs, as /readyz says.",
-            readiness.is_ready(self._heartbeat),
+            readiness.is_ready(self._heartbeat.claims()),
         )
         yield _gauge(
             "rvmcv_worker_tick_age_seconds",

@@ -131,6 +131,9 @@ class Tally:
             for code in CODES:
                 status = "queued" if from_code(code, "").handed_back else "failed"
                 self._ends.labels(job_type, status, code)
+        for lane in ("train", "infer", "batch"):
+            for outcome in ("granted", "refused"):
+                self._claims.labels(lane, outcome)
         for source in ("server", "storage", "https"):
             self._fetched_bytes.labels(source)
         for kind in ("artifact", "checkpoint", "model"):
