@@ -120,6 +120,7 @@ install_or_upgrade() {
   check_source
   check_machine
   install_packages
+  check_wheelhouse
   mend_broken_off_upgrade
   local current
   current=$(current_release)

@@ -28,3 +28,14 @@ install_packages() {
   "$PYTHON" -c "import sys; sys.exit(sys.version_info < (${LEAST_PYTHON/./, }))" ||
     refuse "$PYTHON is $("$PYTHON" --version 2>&1), and the worker needs $LEAST_PYTHON: use Ubuntu 22.04, Debian 12 or newer"
 }
+
+# A wheelhouse holds compiled packages of one Python and one kind of machine.
+check_wheelhouse() {
+  [ -n "$WHEELHOUSE" ] || return 0
+  local here there
+  here=$("$PYTHON" -c 'import platform, sys; print("Python %d.%d on" % sys.version_info[:2], platform.machine())')
+  there=$(cat -- "$WHEELHOUSE/made-for" 2>/dev/null) ||
+    refuse "$WHEELHOUSE/made-for is missing: this is no directory that \`make wheelhouse\` has finished"
+  [ "$here" = "$there" ] ||
+    refuse "$WHEELHOUSE is for $there, and this machine has $here: make one with that Python, on such a machine"
+}

@@ -55,7 +55,10 @@ remove() {
       *) refuse "not removed, none of the worker's paths: $path" ;;
     esac
     [ -e "$path" ] || [ -L "$path" ] || continue
-    rm -rf --one-file-system -- "$path"
-    changed "removed: $path"
+    if rm -rf --one-file-system -- "$path"; then
+      changed "removed: $path"
+    else
+      note "$path is not wholly removed (see above): a disk that is mounted there stays mounted"
+    fi
   done
 }

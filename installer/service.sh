@@ -45,7 +45,7 @@ start_service() {
   enable_units
   if systemctl is-active --quiet "$UNIT"; then
     if [ -n "$UNITS_CHANGED" ]; then
-      STARTED_AT=$(date +%s)
+      STARTED_AT=$(date +%s.%6N)
       systemctl restart "$UNIT" || true
       changed "restarted: $UNIT"
     elif [ -n "$SECRETS_CHANGED" ]; then
@@ -53,7 +53,7 @@ start_service() {
     fi
     return
   fi
-  STARTED_AT=$(date +%s)
+  STARTED_AT=$(date +%s.%6N)
   systemctl reset-failed "$UNIT" 2>/dev/null || true
   if systemctl start "$UNIT"; then
     changed "started: $UNIT"

@@ -98,7 +98,7 @@ back_up_ledger() {
 }
 
 start_anew() {
-  STARTED_AT=$(date +%s)
+  STARTED_AT=$(date +%s.%6N)
   systemctl reset-failed "$UNIT" 2>/dev/null || true
   # Its own limit is the unit's; whether it got ready is looked at in any case.
   systemctl start --no-block "$UNIT" || true
