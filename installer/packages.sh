@@ -7,7 +7,7 @@ missing_packages() {
   "$PYTHON" -c 'import ensurepip, venv, sqlite3' 2>/dev/null || echo python3-venv
   command -v bwrap >/dev/null || echo bubblewrap
   { command -v setpriv && command -v prlimit && command -v choom; } >/dev/null || echo util-linux
-  [ -e "$ROOT/etc/ssl/certs/ca-certificates.crt" ] || echo ca-certificates
+  [ -e "$SYSTEM_CERTIFICATES" ] || echo ca-certificates
 }
 
 install_packages() {

@@ -5,6 +5,8 @@ ROOT=${RVMCV_ROOT:-}
 PYTHON=/usr/bin/python3 # the system's: one of a person's own would not be there for the service's user
 SERVICE_USER=rvmcv-worker
 UNIT=rvmcv-worker.service
+# What the machine's admin trusts, a company's own certificates included.
+SYSTEM_CERTIFICATES=/etc/ssl/certs/ca-certificates.crt
 
 OPT=$ROOT/opt/rvmcv-worker
 RELEASES=$OPT/releases

@@ -49,7 +49,7 @@ build_release() {
   [ -z "$WHEELHOUSE" ] || sources=(--no-index --find-links "$WHEELHOUSE" --offline)
   # A cache for each lock: what two releases have in common is on the disk once, and no cache outlives them.
   UV_CACHE_DIR=$CACHE/$(sha256sum "$lock" | cut -c -16)
-  export UV_CACHE_DIR UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 SAM2_BUILD_CUDA=0
+  export UV_CACHE_DIR UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_SYSTEM_CERTS=1 SAM2_BUILD_CUDA=0
   say "making release $RELEASE in $dir${COMPUTE:+; with everything that trains this takes some minutes}"
   "$UV" venv --quiet --python "$PYTHON" "$dir" || build_failed "the environment could not be made"
   "$UV" pip install --quiet --python "$dir/bin/python" --compile-bytecode --require-hashes "${sources[@]}" \

@@ -21,8 +21,7 @@ prepare_uv() {
     "$PYTHON" -m venv "$dir" || refuse "$PYTHON -m venv $dir failed (see above): is python3-venv installed?"
     [ -z "$WHEELHOUSE" ] || sources=(--no-index --find-links "$WHEELHOUSE")
     printf '%s\n' "$requirement" >"$dir/requirements.txt"
-    # A pip of Debian 12 is the one that venv brings; it checks hashes like any other.
-    PIP_DISABLE_PIP_VERSION_CHECK=1 "$dir/bin/python" -m pip install --quiet --no-cache-dir --require-hashes \
+    PIP_CERT=$SYSTEM_CERTIFICATES PIP_DISABLE_PIP_VERSION_CHECK=1 "$dir/bin/python" -m pip install --quiet --no-cache-dir --require-hashes \
       --no-deps "${sources[@]}" -r "$dir/requirements.txt" ||
       refuse "uv $version could not be installed (see above): check the network, or use --wheelhouse"
     touch "$dir/whole"
