@@ -38,8 +38,8 @@ def has_stderr() -> bool:
 class Journal:
     """The way to journald; whoever uses it takes turns."""
 
-    def __init__(self, path: Path = SOCKET) -> None:
-        self._path = path
+    def __init__(self) -> None:
+        self._path = SOCKET
         self._socket: socket.socket | None = None
         self._again_s = 0.0
 

@@ -44,6 +44,7 @@ class LogOutput:
     def close(self) -> None:
         """Tell what was held back."""
         self._write_all(self._repeats.summaries(time.monotonic(), all_of_them=True))
+        self._journal.close()
 
     def _write_all(self, records: list[Record]) -> None:
         for record in records:

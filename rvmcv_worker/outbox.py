@@ -10,6 +10,8 @@ import time
 import uuid
 from pathlib import Path
 
+from loguru import logger
+
 from rvmcv_worker.controller import (
     Controller,
     ControllerError,
@@ -188,7 +190,7 @@ class Outbox(threading.Thread):
             try:
                 self._controller.training_complete(TrainingComplete.model_validate(row.courtesy))
             except (ControllerError, FencedError) as error:
-                event(Event.REPORT_ACCEPTED, row.job_id).info(
+                logger.bind(job_id=row.job_id).debug(
                     "training-complete not taken, which changes nothing: {}", error
                 )
             else:

@@ -9,79 +9,127 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import requests
 from loguru import logger
 from rich.console import Console
 
-from rvmcv_worker import doctor, log_output, logs, status_text
+from rvmcv_worker import doctor, log_line, log_output, logs, status_text
 from rvmcv_worker.answers import excerpt
 from rvmcv_worker.child_log import ChildLog
 from rvmcv_worker.compute.printable import printable
 from rvmcv_worker.config import Settings
 from rvmcv_worker.demo.report import print_facts
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.urls import shown
 from tests.evil_strings import EVIL, is_one_harmless_line
 from tests.fault_stage import open_stage
+from tests.journal_socket import JournalSocket, under_systemd
 from tests.network_faults import Answer
 from tests.reference_talker import Talker
 
 evil_texts = pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL.keys())
 
 
-@contextlib.contextmanager
-def _log_lines(monkeypatch: pytest.MonkeyPatch, *, journal: bool) -> Iterator[list[str]]:
-    """What is written while the daemon's own sink is set up, line by line as a journal would read it."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
-    monkeypatch.setattr(sys, "stderr", stream)
-    if journal:
-        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    else:
-        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    log_output.configure("DEBUG")
-    lines: list[str] = []
+def _tell(evil: str) -> None:
+    """Put `evil` wherever an event has room for it, three times."""
+    event(Event.JOB_FAILED, evil, error_code=evil).warning("the server said {}", evil)
+    logger.bind(job_id=evil).warning(f"{evil}")
     try:
-        yield lines
-    finally:
+        raise ValueError(evil)
+    except ValueError:
+        event(Event.WORKER_FAULT).exception("{}", evil)
+
+
+@contextlib.contextmanager
+def _as_service(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, log_format: Literal["text", "json"]
+) -> Iterator[Path]:
+    """The daemon's own output as under systemd; yields the file that is standard error."""
+    with under_systemd(monkeypatch, directory, directory / "socket") as stream:
+        log_output.configure("DEBUG", log_format)
+        try:
+            yield Path(stream.name)
+        finally:
+            logger.remove()
+
+
+def _log_lines(tell: Callable[[], None], log_format: Literal["text", "json"] = "text") -> list[str]:
+    """Return what is written while the daemon's own output is set up, line by line."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    with contextlib.redirect_stderr(stream):
+        log_output.configure("DEBUG", log_format)
+        tell()
         logger.remove()
-        stream.flush()
-        written = stream.buffer.getvalue()
-        lines += written.decode().removesuffix("\n").split("\n")
+    stream.flush()
+    return stream.buffer.getvalue().decode().removesuffix("\n").split("\n")
 
 
 @evil_texts
-@pytest.mark.parametrize("journal", [True, False], ids=["journal", "plain"])
-def test_nothing_forges_a_log_line(monkeypatch: pytest.MonkeyPatch, evil: str, journal: bool) -> None:
-    with _log_lines(monkeypatch, journal=journal) as lines:
-        logger.bind(job_id=evil).warning("the server said {}", evil)
-        logger.warning(f"{evil}")
-        try:
-            raise ValueError(evil)
-        except ValueError:
-            logger.exception("{}", evil)
+def test_nothing_forges_a_log_line(evil: str) -> None:
+    lines = _log_lines(lambda: _tell(evil))
     assert all(map(is_one_harmless_line, lines))
-    if journal:
-        assert {line[:3] for line in lines} <= {"<4>", "<3>"}
-        assert [line[:3] for line in lines].count("<4>") == 2
-    else:
-        assert (
-            sum(bool(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (WARNING|ERROR)", line)) for line in lines)
-            == 3
-        )
-        assert not [line for line in lines if not re.match(r"\d{4}-|  ", line)]
+    assert sum(bool(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (WARNING|ERROR)", line)) for line in lines) == 3
+    assert not [line for line in lines if not re.match(r"\d{4}-|  ", line)]
+
+
+@evil_texts
+def test_nothing_forges_an_object_of_the_log(evil: str) -> None:
+    lines = _log_lines(lambda: _tell(evil), "json")
+    assert len(lines) == 3
+    assert all(map(is_one_harmless_line, lines))
+    for said in map(json.loads, lines):
+        assert all(is_one_harmless_line(line) for value in said.values() for line in str(value).split("\n"))
+        assert set(said) <= {"time", "level", "event", "job_id", "message", "error_code", "exception"}
+
+
+@evil_texts
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_forges_a_line_on_the_way_round_a_journal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evil: str, log_format: Literal["text", "json"]
+) -> None:
+    with _as_service(monkeypatch, tmp_path, log_format) as stderr:
+        _tell(evil)
+        lines = stderr.read_bytes().decode().removesuffix("\n").split("\n")
+    assert all(map(is_one_harmless_line, lines))
+    assert {line[:3] for line in lines} <= {"<4>", "<3>"}
+    assert [line[:3] for line in lines].count("<4>") == 2
+
+
+@evil_texts
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_forges_a_field_or_a_line_of_a_journal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evil: str, log_format: Literal["text", "json"]
+) -> None:
+    with (
+        JournalSocket(tmp_path / "socket") as journal,
+        _as_service(monkeypatch, tmp_path, log_format) as stderr,
+    ):
+        _tell(evil)
+        entries = journal.entries()
+        assert stderr.read_bytes() == b""
+    assert [entry["PRIORITY"] for entry in entries] == ["4", "4", "3"]
+    for entry in entries:
+        own = {"RVMCV_EVENT", "RVMCV_JOB_ID", "RVMCV_ERROR_CODE"}
+        assert set(entry) - own == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"}
+        assert all(is_one_harmless_line(value) for name, value in entry.items() if name != "MESSAGE")
+        first, *trace = entry["MESSAGE"].split("\n")
+        assert all(map(is_one_harmless_line, (first, *trace)))
+        assert all(line.startswith("  ") for line in trace)
 
 
 def test_what_goes_round_the_log_forges_a_line_where_it_is_not_escaped(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(logs, "escape", lambda text: text)
-    with _log_lines(monkeypatch, journal=True) as lines:
+    monkeypatch.setattr(log_line, "escape", lambda text: text)
+    with _as_service(monkeypatch, tmp_path, "text") as stderr:
         logger.warning("the server said {}", EVIL["journald level on a line of its own"])
+        lines = stderr.read_text().splitlines()
     assert lines[1].startswith("<0>"), "the attack works without the defence"
 
 
@@ -203,7 +251,7 @@ def test_nothing_becomes_html_on_the_servers_pages(shared_server: ReferenceServe
 def test_a_hostile_server_and_a_hostile_job_forge_nothing_in_a_real_daemon(tmp_path: Path) -> None:
     """All of it at once: ids and error bodies of the server, messages and log lines of a child."""
     all_of_it = " ".join(EVIL.values())
-    with open_stage(tmp_path, environment={"JOURNAL_STREAM": "8:1"}) as stage:
+    with open_stage(tmp_path) as stage:
         body = json.dumps({"message": all_of_it, "reason": all_of_it}).encode()
         for kind in ("worker-status", "progress", "claim"):
             stage.network.on(kind, lambda visit: visit.reply(Answer(422, body)))
@@ -230,7 +278,7 @@ def test_a_hostile_server_and_a_hostile_job_forge_nothing_in_a_real_daemon(tmp_p
         }
     lines = stage.worker.log_file.read_text().removesuffix("\n").split("\n")
     assert [line for line in lines if not is_one_harmless_line(line)] == []
-    assert {line[:3] for line in lines} <= {"<3>", "<4>", "<5>", "<6>", "<7>"}
+    assert [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d |  ", line)] == []
     assert "forged" in "".join(lines), "it came through, escaped"
     assert all(is_one_harmless_line(line) for line in told.split("\n"))
     for text in shown.values():

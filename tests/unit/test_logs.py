@@ -31,25 +31,6 @@ def test_secrets_and_signatures_are_never_printed() -> None:
     assert "https://ok/c" in text
 
 
-def test_journal_lines_carry_their_priority(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    log_output.configure("INFO")
-    try:
-        logger.bind(job_id="job1").warning("lost\n<0>forged {}", "x")
-        try:
-            raise ValueError("inner\n<0>forged")
-        except ValueError:
-            logger.exception("broke")
-    finally:
-        logger.remove()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "<4>[job1] lost\\n<0>forged x"
-    assert lines[1] == "<3>broke"
-    assert not any(line.startswith("<0>") for line in lines)
-
-
 def test_what_urllib3_says_of_broken_headers_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """It quotes the answer, and that may hold a lease token."""
     log_output.configure("INFO")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import requests
@@ -15,7 +16,9 @@ from rvmcv_worker.answers import excerpt
 from rvmcv_worker.child_log import ChildLog
 from rvmcv_worker.config import Settings
 from rvmcv_worker.errors import DatasetInvalidError
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.state import Condition
+from tests.journal_socket import JournalSocket, under_systemd
 
 SECRET = "12|canary/Zq8+redaction="
 SIGNED = "http://127.0.0.1:9/datasets/a.zip?X-Amz-Credential=me%2Fus&X-Amz-Signature=canary-Zq8"
@@ -102,6 +105,26 @@ def test_exceptions_of_the_http_libraries_are_logged_without_the_query(
     assert printed.count("Traceback (most recent call last)") >= len(said) == 3
     assert "Zq8" in "".join(said), "there was something to hide"
     assert "Zq8" not in printed
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_field_of_a_journal_holds_a_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log_format: Literal["text", "json"]
+) -> None:
+    with (
+        JournalSocket(tmp_path / "socket") as journal,
+        under_systemd(monkeypatch, tmp_path, tmp_path / "socket"),
+    ):
+        log_output.configure("DEBUG", log_format)
+        try:
+            raise ValueError(SECRET)
+        except ValueError:
+            event(Event.JOB_FAILED, SECRET, url=SIGNED).exception("it said {}", SECRET)
+        logger.remove()
+        (entry,) = journal.entries()
+    assert "Zq8" not in str(entry)
+    assert entry["RVMCV_JOB_ID"] == "********"
+    assert entry["RVMCV_URL"] == "http://127.0.0.1:9/datasets/a.zip?…"
 
 
 def test_tracebacks_are_without_the_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
