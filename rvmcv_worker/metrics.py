@@ -83,7 +83,11 @@ class _Moment(Collector):
             "wall": services.sandbox.name,
             "driver": services.gpus.driver,
         }
-        yield InfoMetricFamily("rvmcv_worker", "What this worker is.", value=about)
+        yield InfoMetricFamily(
+            "rvmcv_worker",
+            "1; its labels say which worker this is, behind which wall and with which NVIDIA driver.",
+            value=about,
+        )
         yield _one_of(
             "rvmcv_worker_state",
             "1 for the state that the worker is in.",
@@ -102,37 +106,55 @@ class _Moment(Collector):
             self._tick.age_s(),
         )
         wishes = condition.wishes()
-        wish = GaugeMetricFamily("rvmcv_worker_wish", "1 for what each wishes.", labels=["by", "wish"])
+        wish = GaugeMetricFamily(
+            "rvmcv_worker_wish",
+            "1 for what server and operator each wish; the stricter wish holds.",
+            labels=["by", "wish"],
+        )
         for by, wanted in (("server", wishes.server), ("operator", wishes.operator)):
             for desired in DesiredState:
                 wish.add_metric([by, desired.value], desired is wanted)
         yield wish
         faults = GaugeMetricFamily(
-            "rvmcv_worker_fault", "1 for each fault there is; /readyz has the sentence.", labels=["source"]
+            "rvmcv_worker_fault",
+            "1 for each fault that there is; /readyz and `rvmcv-worker status` have its sentence.",
+            labels=["source"],
         )
         for source in condition.fault_sources():
             faults.add_metric([source], 1)
         yield faults
 
     def _lanes_and_jobs(self) -> Iterator[Metric]:
-        claims = GaugeMetricFamily("rvmcv_lane_claims", "1 while the lane claims jobs.", labels=["lane"])
+        claims = GaugeMetricFamily(
+            "rvmcv_lane_claims",
+            "1 while the lane claims jobs; one without a job type never does.",
+            labels=["lane"],
+        )
         for lane, claiming in self._heartbeat.claims().model_dump().items():
             claims.add_metric([lane], claiming)
         yield claims
-        slots = GaugeMetricFamily("rvmcv_lane_slots", "Jobs that may run at once.", labels=["lane"])
+        slots = GaugeMetricFamily(
+            "rvmcv_lane_slots", "Jobs that may run in the lane at once.", labels=["lane"]
+        )
         free = GaugeMetricFamily(
-            "rvmcv_lane_slots_free", "Of these, how many a job could have now.", labels=["lane"]
+            "rvmcv_lane_slots_free",
+            "Of the lane's slots those that a job could have now; one of an unfit GPU is not.",
+            labels=["lane"],
         )
         for loop in self._lanes:
             slots.add_metric([loop.lane.value], loop.slots.count)
             free.add_metric([loop.lane.value], loop.slots.free())
         yield slots
         yield free
-        yield _gauge("rvmcv_held_polls", "Polls that RVM-Server holds.", self._services.controller.held_polls)
+        yield _gauge(
+            "rvmcv_held_polls",
+            "Polls that wait for RVM-Server's answer.",
+            self._services.controller.held_polls,
+        )
         running = GaugeMetricFamily("rvmcv_jobs_running", "Attempts under way.", labels=["job_type"])
         longest = GaugeMetricFamily(
             "rvmcv_jobs_running_longest_seconds",
-            "How long the attempt runs that began first; 0 without one.",
+            "How long the attempt that began first has been running; 0 without one.",
             labels=["job_type"],
         )
         jobs, now_s = self._services.condition.running(), time.monotonic()
@@ -149,17 +171,31 @@ class _Moment(Collector):
             asked.get(trust.value) or EngineStatus(trust=trust.value, state="stopped") for trust in Trust
         ]
         state = GaugeMetricFamily(
-            "rvmcv_engine_state", "1 for the state of each engine.", labels=["engine", "state"]
+            "rvmcv_engine_state",
+            "1 for the state that each inference engine is in.",
+            labels=["engine", "state"],
         )
         for engine in engines:
             for known in _ENGINE_STATES:
                 state.add_metric([engine.trust, known], known == engine.state)
         yield state
         for name, told, figures in (
-            ("in_flight", "Images that are asked about.", {e.trust: e.in_flight for e in engines}),
-            ("answers_total", "Images answered.", {e.trust: e.answered for e in engines}),
-            ("replacements_total", "Engines that failed.", {e.trust: e.replaced for e in engines}),
-            ("memory_bytes", "Memory of its processes.", {e.trust: e.memory_mb * _MB for e in engines}),
+            (
+                "in_flight",
+                "Images that the engine is asked about now.",
+                {e.trust: e.in_flight for e in engines},
+            ),
+            ("answers_total", "Images that the engine has answered.", {e.trust: e.answered for e in engines}),
+            (
+                "replacements_total",
+                "How often the engine failed and a fresh one took its place.",
+                {e.trust: e.replaced for e in engines},
+            ),
+            (
+                "memory_bytes",
+                "Memory of the engine's processes.",
+                {e.trust: e.memory_mb * _MB for e in engines},
+            ),
         ):
             family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
                 f"rvmcv_engine_{name}", told, labels=["engine"]
@@ -171,16 +207,30 @@ class _Moment(Collector):
     def _gpus(self) -> Iterator[Metric]:
         gpus = self._services.gpus
         readings, faults = gpus.readings(), gpus.faults()
-        about = InfoMetricFamily("rvmcv_gpu", "What each GPU is.", labels=["gpu"])
-        fit = GaugeMetricFamily("rvmcv_gpu_fit", "1 while the GPU may get jobs.", labels=["gpu"])
-        size = GaugeMetricFamily("rvmcv_gpu_memory_size_bytes", "Memory it has.", labels=["gpu"])
-        used = GaugeMetricFamily("rvmcv_gpu_memory_used_bytes", "Memory in use, by anybody.", labels=["gpu"])
-        own = GaugeMetricFamily("rvmcv_gpu_memory_own_bytes", "Of that, this worker's.", labels=["gpu"])
-        usage = GaugeMetricFamily("rvmcv_gpu_utilization_ratio", "How busy it is, 0 to 1.", labels=["gpu"])
-        heat = GaugeMetricFamily("rvmcv_gpu_temperature_celsius", "Its temperature.", labels=["gpu"])
-        power = GaugeMetricFamily("rvmcv_gpu_power_watts", "The power that it draws.", labels=["gpu"])
+        about = InfoMetricFamily("rvmcv_gpu", "1; its labels say what the GPU is.", labels=["gpu"])
+        fit = GaugeMetricFamily(
+            "rvmcv_gpu_fit",
+            "1 while the GPU may get jobs; 0 while it is lost, hot, faulty or silent.",
+            labels=["gpu"],
+        )
+        size = GaugeMetricFamily("rvmcv_gpu_memory_size_bytes", "Memory that the GPU has.", labels=["gpu"])
+        used = GaugeMetricFamily(
+            "rvmcv_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", labels=["gpu"]
+        )
+        own = GaugeMetricFamily(
+            "rvmcv_gpu_memory_own_bytes",
+            "Memory of the GPU that this worker's processes hold.",
+            labels=["gpu"],
+        )
+        usage = GaugeMetricFamily(
+            "rvmcv_gpu_utilization_ratio", "How busy the GPU is, 0 to 1.", labels=["gpu"]
+        )
+        heat = GaugeMetricFamily("rvmcv_gpu_temperature_celsius", "Temperature of the GPU.", labels=["gpu"])
+        power = GaugeMetricFamily("rvmcv_gpu_power_watts", "Power that the GPU draws.", labels=["gpu"])
         ecc = GaugeMetricFamily(
-            "rvmcv_gpu_ecc_errors", "Uncorrectable memory errors since its last reset.", labels=["gpu"]
+            "rvmcv_gpu_ecc_errors",
+            "Uncorrectable memory errors of the GPU since its last reset.",
+            labels=["gpu"],
         )
         for index, reading in readings.items():
             gpu, identity = [str(index)], gpus.identity(index)
@@ -203,13 +253,21 @@ class _Moment(Collector):
 
     def _backlog(self) -> Iterator[Metric]:
         backlog = self._services.ledger.backlog(_LEDGER_S)
-        yield _gauge("rvmcv_ledger_readable", "1 while the ledger can be read at once.", backlog is not None)
+        yield _gauge(
+            "rvmcv_ledger_readable",
+            "1 while the ledger can be read within half a second.",
+            backlog is not None,
+        )
         if backlog:
-            yield _gauge("rvmcv_ledger_claims", "Attempts without a final report.", backlog.claims)
-            yield _gauge("rvmcv_outbox_reports", "Final reports not accepted yet.", backlog.reports)
+            yield _gauge(
+                "rvmcv_ledger_claims", "Attempts in the ledger that have no final report yet.", backlog.claims
+            )
+            yield _gauge(
+                "rvmcv_outbox_reports", "Final reports that RVM-Server has not accepted yet.", backlog.reports
+            )
             yield _gauge(
                 "rvmcv_outbox_oldest_age_seconds",
-                "How long the oldest of them waits; 0 without one.",
+                "How long ago the oldest of these final reports was written; 0 without one.",
                 backlog.oldest_s,
             )
 
@@ -220,13 +278,15 @@ class _Moment(Collector):
             "rvmcv_workspace_bytes", "What the workspaces of jobs take.", services.work_usage.last.bytes
         )
         yield _gauge(
-            "rvmcv_disk_floor_bytes", "With less free nothing is claimed.", limits.disk_floor_gb * 1e9
+            "rvmcv_disk_floor_bytes",
+            "[limits] disk_floor_gb: with less free nothing is claimed.",
+            limits.disk_floor_gb * 1e9,
         )
         try:
             found = os.statvfs(services.settings.work_dir)
             yield _gauge(
                 "rvmcv_disk_free_bytes",
-                "Free on the disk of the workspaces.",
+                "Bytes free on the disk of the workspaces.",
                 found.f_bavail * found.f_frsize,
             )
             yield _gauge(

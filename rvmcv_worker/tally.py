@@ -79,33 +79,33 @@ class Tally:
         )
         self._took_s = Histogram(
             "rvmcv_job_duration_seconds",
-            "How long attempts took, from the accepted claim to the wiped workspace.",
+            "How long attempts took, from the accepted claim to the wiped workspace, as a histogram.",
             ["job_type", "status"],
             buckets=_JOB_BUCKETS_S,
             registry=registry,
         )
         self._phases_s = Summary(
             "rvmcv_job_phase_duration_seconds",
-            "How long the phases of attempts took.",
+            "How long the phases of attempts took: sum and count.",
             ["job_type", "phase"],
             registry=registry,
         )
         self._claims = Counter(
             "rvmcv_claims",
-            "Claims that RVM-Server answered: granted, or refused since another has the job or it is over.",
+            "Claims that RVM-Server has answered: granted, or refused for a job that is another's or over.",
             ["lane", "outcome"],
             registry=registry,
         )
         self._requests_s = Histogram(
             "rvmcv_server_request_duration_seconds",
-            "How long calls to RVM-Server took; of a poll that includes the time for which it was held.",
+            "How long calls to RVM-Server took, as a histogram; a poll is held on purpose.",
             ["call", "outcome"],
             buckets=_REQUEST_BUCKETS_S,
             registry=registry,
         )
         self._fetched_bytes = Counter(
             "rvmcv_fetched_bytes",
-            "Bytes of data sets, images, models and checkpoints that came, those of broken tries too.",
+            "Bytes of data sets, images, models and checkpoints that have come, those of broken tries too.",
             ["source"],
             registry=registry,
         )
