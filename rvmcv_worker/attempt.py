@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rvmcv_worker import workspace as workspaces
 from rvmcv_worker.checkpoints import Checkpoints
 from rvmcv_worker.config import Settings
 from rvmcv_worker.controller import Controller
+from rvmcv_worker.disk_room import DiskRoom
 from rvmcv_worker.engine_client import Engines
 from rvmcv_worker.errors import (
     FencedError,
@@ -30,6 +32,7 @@ from rvmcv_worker.events import Event, event
 from rvmcv_worker.executor import ChildEnd, ChildSpec, run_child
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.interrupt import Interrupt
+from rvmcv_worker.job_logs import JobLogs
 from rvmcv_worker.job_type import JobType
 from rvmcv_worker.ledger import ClaimState, Ledger
 from rvmcv_worker.model_store import ModelStore
@@ -78,6 +81,8 @@ class Services:
     engines: Engines
     tally: Tally
     tick: Tick = field(default_factory=Tick)
+    job_logs: JobLogs = field(default_factory=JobLogs)
+    disk_room: DiskRoom = field(default_factory=DiskRoom)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class Attempt:
             limits=services.settings.limits,
             interrupt=self.interrupt,
             on_progress=on_progress or self._hear,
+            log=partial(services.job_logs.print, self.offer.job_id),
         )
 
     def _hear(self, said: dict[str, Any]) -> None:
@@ -192,6 +198,7 @@ def begin_attempt(services: Services, job_type: JobType, offer: JobOffer, claim:
     job = RunningJob(
         offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, Interrupt()
     )
+    services.job_logs.open(offer.job_id)
     attempt_log.tell_claimed(job)
     services.condition.started(job)
     return job
@@ -243,6 +250,7 @@ def run_attempt(
         )
     finally:
         interrupt.close()
+        services.job_logs.close(offer.job_id)
         services.condition.ended(job, status, error_code)
         services.outbox.wake()
     return status
@@ -304,9 +312,9 @@ def _run(attempt: Attempt, job_type: JobType) -> dict[str, Any]:
         config = job_type.parse(attempt.offer.config)
         with http_session.ended_by(attempt.interrupt):
             result = _within_limit(attempt, job_type.run(attempt, config))
-    except JobCancelledError:
-        event(Event.JOB_CANCELLED, attempt.offer.job_id).info("cancelled by RVM-Server: nothing is published")
-        report["status"] = "cancelled"
+    except JobCancelledError as error:
+        event(Event.JOB_CANCELLED, attempt.offer.job_id).info("{}: nothing is published", error)
+        report |= final_report.cancellation(error)
     except JobError as error:
         report |= final_report.failure(error, attempt.services.settings)
         attempt_log.tell_ended(attempt.offer.job_id, error)

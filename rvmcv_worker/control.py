@@ -10,7 +10,7 @@ from typing import Any
 
 from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
-from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.heartbeat import Heartbeat, gpu_statuses
 from rvmcv_worker.metrics import Metrics
 from rvmcv_worker.operator_wish import OperatorWish
 from rvmcv_worker.protocol import DesiredState, progress_of
@@ -20,6 +20,8 @@ from rvmcv_worker.tick import Tick
 
 #: What is asked for by `POST /control/<name>`.
 _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
+#: How long the ledger is waited for, in seconds: it may hang with its disk.
+LEDGER_S = 0.5
 #: What of a job's progress is shown.
 _PROGRESS = {"phase", "fraction", "epoch", "epochs", "images_done", "images_total", "eta_s", "message"}
 
@@ -44,8 +46,9 @@ def status(services: Services, heartbeat: Heartbeat) -> dict[str, Any]:
     """Return how the worker is at this moment; no secret is in it."""
     condition = services.condition
     running = condition.running()
-    totals = condition.totals(outbox=len(services.ledger.outbox()))
+    totals = condition.totals(outbox=0)
     known = {job.job_id for job in running}
+    waiting = services.ledger.waiting(LEDGER_S)
     return {
         "worker_id": services.settings.worker.id,
         "instance_id": services.instance_id,
@@ -60,12 +63,31 @@ def status(services: Services, heartbeat: Heartbeat) -> dict[str, Any]:
         "sandbox": services.sandbox.name,
         "engines": [engine.model_dump() for engine in services.engines.status()],
         "running": [_running(job) for job in running],
-        # Claims on their way, and those that the daemon before left.
-        "claiming": sum(row.job_id not in known for row in services.ledger.claims()),
-        "outbox": totals.outbox,
+        # Claims on their way, and those that the daemon before left; null while the ledger does not answer.
+        "claiming": None if waiting is None else len(waiting.claims - known),
+        "outbox": None if waiting is None else len(waiting.reports),
+        "gpus": [gpu.model_dump() for gpu in gpu_statuses(services.gpus)],
+        "no_gpus": services.gpus.reason or None,
+        "disk": _disk(services),
         "jobs": totals.model_dump(exclude={"running", "outbox"}),
         "last_ends": [_end(end) for end in condition.last_ends()],
     }
+
+
+def _disk(services: Services) -> dict[str, float | None]:
+    """Return what was seen of the disk last: one that hangs must not have this hang with it."""
+    look, limits = services.disk_room.last, services.settings.limits
+    return {
+        "free_gb": _gb(look.free_bytes),
+        "floor_gb": limits.disk_floor_gb,
+        "workspace_gb": _gb(look.workspace_bytes),
+        "model_store_gb": _gb(look.model_store_bytes),
+        "looked_ago_s": round(look.age_s, 1),
+    }
+
+
+def _gb(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else round(size_bytes / 1e9, 3)
 
 
 def _follow(services: Services, wish: OperatorWish, name: str, desired: DesiredState) -> Answer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rvmcv_worker.exit_codes import ExitCode
-from rvmcv_worker.health import FILE_NAME, socket_path
+from rvmcv_worker.socket_file import FILE_NAME, socket_path
 
 #: How long the worker may take to answer, in seconds; it makes no network call for it.
 _ANSWER_S = 10.0

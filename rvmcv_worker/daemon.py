@@ -18,6 +18,7 @@ from types import FrameType
 from rvmcv_worker import (
     __version__,
     control,
+    job_control,
     kernel,
     log_output,
     logs,
@@ -168,13 +169,14 @@ def run(settings: Settings, log_format: LogFormat | None = None) -> ExitCode:
     for signum in _SIGNALS:
         signal.signal(signum, on_signal)
     services = make_services(settings)
+    services.job_logs.listen()
     train_slots = Slots(train_places(services.gpus, settings.worker.train_slots), services.gpus.unfit)
     lanes = make_lanes(services, train_slots)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     wish = OperatorWish(settings.worker.state_dir, services.condition)
     metrics = Metrics(services, heartbeat, services.tick, lanes)
     routes = control.routes(services, heartbeat, wish, services.tick, metrics)
-    health = HealthSocket(settings.worker.runtime_dir, routes)
+    health = HealthSocket(settings.worker.runtime_dir, routes, job_control.routes(services))
     event(Event.WORKER_STARTED).info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",
         __version__,

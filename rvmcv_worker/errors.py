@@ -187,8 +187,20 @@ class WorkerUnfitError(JobError):
     remedy = "it is run again, here once the machine is fit: rvmcv-worker doctor"
 
 
+class CancelledHereError(JobError):
+    """The operator of the worker cancelled the job."""
+
+    code = "cancelled_by_operator"
+    handed_back = False
+
+
 class JobCancelledError(Exception):
-    """RVM-Server cancelled the job: it stops, reports `cancelled` and publishes nothing."""
+    """The job was cancelled: it stops, reports `cancelled` and publishes nothing."""
+
+    def __init__(self, by_operator: str = "") -> None:
+        super().__init__(by_operator or "cancelled by RVM-Server")
+        #: What RVM-Server is told where it was the operator; "" where it knows, since it was its own wish.
+        self.by_operator = by_operator
 
 
 class FencedError(Exception):

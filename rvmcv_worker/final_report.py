@@ -7,7 +7,13 @@ import uuid
 from typing import Any
 
 from rvmcv_worker.config import Settings
-from rvmcv_worker.errors import JobError, WorkerDiedError, WorkerStoppedError
+from rvmcv_worker.errors import (
+    CancelledHereError,
+    JobCancelledError,
+    JobError,
+    WorkerDiedError,
+    WorkerStoppedError,
+)
 from rvmcv_worker.logs import redact, redact_all
 from rvmcv_worker.protocol import MAX_ERROR_CHARS
 
@@ -46,6 +52,13 @@ def failure(error: JobError, settings: Settings) -> dict[str, Any]:
     if error.result:
         body["result"] = error.result
     return body
+
+
+def cancellation(error: JobCancelledError) -> dict[str, Any]:
+    """Return what a report of a cancelled job has: who cancelled it, where RVM-Server cannot know."""
+    if not error.by_operator:
+        return {"status": "cancelled"}
+    return {"status": "cancelled", "error": CancelledHereError(error.by_operator).to_wire()}
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -25,8 +25,8 @@ from pathlib import Path
 from rvmcv_worker.config import ConfigError
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.routes import Answer, JobRoutes, Routes, RouteTable
+from rvmcv_worker.socket_file import FILE_NAME, socket_path
 
-FILE_NAME = "health.sock"
 #: How long one request may take to come, and its answer to be taken, in seconds.
 _LIMIT_S = 5.0
 #: Largest request, in bytes, with head and body.
@@ -35,8 +35,6 @@ _MAX_REQUEST_BYTES = 16 * 1024
 _MAX_CLIENTS, _BACKLOG = 16, 128
 #: Seconds between two looks at who has to go, and whether the worker stops, while all places are taken.
 _FULL_S = 0.2
-#: The kernel's limit for the path of a unix socket, in bytes, with its final zero.
-_MAX_PATH_BYTES = 108
 
 
 class HealthSocket(threading.Thread):
@@ -293,16 +291,3 @@ def _answers(file: Path) -> bool:
         except BlockingIOError:
             pass  # the kernel keeps no more who wait for it
         return True
-
-
-@contextlib.contextmanager
-def socket_path(file: Path) -> Iterator[str]:
-    """A path to bind or connect to: of a file whose own is too long, one by way of its directory."""
-    if len(os.fsencode(file)) < _MAX_PATH_BYTES:
-        yield str(file)
-        return
-    directory = os.open(file.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{file.name}"
-    finally:
-        os.close(directory)

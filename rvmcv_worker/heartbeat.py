@@ -158,7 +158,7 @@ class Heartbeat(threading.Thread):
             claims=self.claims(),
             uptime_s=self.uptime_s(),
             sandbox=services.sandbox.name,
-            gpus=[_gpu(services.gpus, index, reading) for index, reading in services.gpus.readings().items()],
+            gpus=gpu_statuses(services.gpus),
             host=HostStatus(
                 cpu_pct=psutil.cpu_percent(),
                 memory_used_mb=(memory.total - memory.available) // _MB,
@@ -178,6 +178,11 @@ def _free_gb(directory: Path) -> float | None:
         return round(psutil.disk_usage(str(directory)).free / _GB, 1)
     except OSError:
         return None
+
+
+def gpu_statuses(gpus: Gpus) -> list[GpuStatus]:
+    """Return every GPU as last read, which asks nobody."""
+    return [_gpu(gpus, index, reading) for index, reading in gpus.readings().items()]
 
 
 def _gpu(gpus: Gpus, index: int, reading: GpuReading | None) -> GpuStatus:

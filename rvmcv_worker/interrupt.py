@@ -13,7 +13,7 @@ from rvmcv_worker.errors import FencedError, JobCancelledError, WorkerStoppedErr
 class StopReason(enum.Enum):
     """Why a running job must end; an earlier reason is overruled only by being fenced."""
 
-    CANCELLED = "cancelled"  #: RVM-Server cancelled the job: report it, publish nothing
+    CANCELLED = "cancelled"  #: RVM-Server or the operator cancelled the job: report it, publish nothing
     FENCED = "fenced"  #: the job is another attempt's or over: publish and report nothing
     WORKER_STOPPED = "worker_stopped"  #: the daemon stops or drains: checkpoint and hand back
 
@@ -87,7 +87,7 @@ class Interrupt:
     def check(self) -> None:
         """Raise the reason's exception when the end was asked for."""
         if self._reason is StopReason.CANCELLED:
-            raise JobCancelledError
+            raise JobCancelledError(self._detail)
         if self._reason is StopReason.FENCED:
             raise FencedError(self._detail)
         if self._reason is StopReason.WORKER_STOPPED:

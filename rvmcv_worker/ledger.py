@@ -103,6 +103,14 @@ class Backlog:
     oldest_s: float  #: how long ago the oldest of these was written, by the wall clock; 0 without one
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """The jobs of claims without a final report, and those of final reports that are not accepted."""
+
+    claims: frozenset[str]
+    reports: frozenset[str]
+
+
 class Ledger:
     """The daemon's memory on disk; every method is one transaction, callable from any thread."""
 
@@ -290,6 +298,21 @@ class Ledger:
         finally:
             self._lock.release()
         return Backlog(claims, reports, max(0.0, time.time() - oldest_at) if reports else 0.0)
+
+    def waiting(self, wait_s: float) -> Waiting | None:
+        """Name the jobs that are not over; None where the ledger cannot be read within `wait_s`."""
+        if not self._lock.acquire(timeout=wait_s):
+            return None
+        try:
+            claims, reports = (
+                frozenset(row["job_id"] for row in self._db.execute(query))
+                for query in ("SELECT job_id FROM claims", "SELECT job_id FROM outbox")
+            )
+        except sqlite3.Error:
+            return None
+        finally:
+            self._lock.release()
+        return Waiting(claims, reports)
 
     def knows(self, job_id: str) -> bool:
         """Whether the job is claimed here or its final report still waits: it is not claimed again."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 from typing import Literal
 
 from rvmcv_worker.attempt import Services
+from rvmcv_worker.disk_room import DiskLook
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.gpu import Gpus
 from rvmcv_worker.gpu_fault import FaultKind
@@ -14,6 +17,8 @@ from rvmcv_worker.slots import Slots
 from rvmcv_worker.state import Lane
 
 _LOOK_S, _LOOK_LEAST_S = 1.0, 0.05
+#: Seconds between two looks at what the model store holds.
+_STORE_LOOK_S = 10.0
 _GB = 1e9
 #: What ends by itself, or with the program that has the memory.
 _PASSES = {kind.value for kind in (FaultKind.XID, FaultKind.HOT, FaultKind.FULL)}
@@ -41,6 +46,8 @@ class MachineWatch(threading.Thread):
         self._train_slots = train_slots
         self._gpus_placed = train_slots.gpus
         self._faults: dict[str, tuple[str, frozenset[Lane]]] = {}
+        self._store_bytes: int | None = None
+        self._store_due_s = 0.0
 
     def run(self) -> None:
         """Look, and tell what has changed."""
@@ -65,10 +72,13 @@ class MachineWatch(threading.Thread):
         try:
             found = os.statvfs(directory)
         except OSError as error:
+            self._services.disk_room.note(DiskLook())
             self._ill(_DISK, "unreadable", f"{directory}: {error.strerror}: nothing is claimed", _ALL)
             return
-        free_gb = found.f_bavail * found.f_frsize / _GB
-        held_gb = self._services.work_usage.read().bytes / _GB
+        free_bytes = found.f_bavail * found.f_frsize
+        held_bytes = self._services.work_usage.read().bytes
+        self._services.disk_room.note(DiskLook(free_bytes, held_bytes, self._model_store_bytes()))
+        free_gb, held_gb = free_bytes / _GB, held_bytes / _GB
         high_gb = limits.workspace_high_water * limits.max_workspace_gb
         if free_gb < limits.disk_floor_gb:
             kind, reason = (
@@ -99,6 +109,14 @@ class MachineWatch(threading.Thread):
             return
         self._ill(_DISK, kind, f"{reason}: nothing is claimed until there is room", _ALL)
         self._services.model_store.trim(limit_bytes=0)
+
+    def _model_store_bytes(self) -> int | None:
+        now_s = time.monotonic()
+        if now_s >= self._store_due_s:
+            self._store_due_s = now_s + self._services.settings.scaled(_STORE_LOOK_S)
+            with contextlib.suppress(OSError):
+                self._store_bytes = self._services.model_store.used_bytes()
+        return self._store_bytes
 
     def _look_at_gpus(self) -> None:
         gpus = self._services.gpus

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from rvmcv_worker import framing
+from rvmcv_worker.job_id import JOB_ID
 
 #: The version of the protocol that this worker speaks.
 PROTOCOL_VERSION = 1
@@ -39,7 +40,6 @@ MAX_PROGRESS_CHARS = 2000
 #: Longest job id that can still be reported on, in characters.
 MAX_REPORTABLE_ID_CHARS = 8192
 
-JOB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 JobId = Annotated[str, Field(pattern=f"^{JOB_ID}$")]
 JobType = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
 LeaseToken = Annotated[str, Field(min_length=1, max_length=4096, repr=False)]
@@ -246,7 +246,7 @@ class FinishStatus(str, enum.Enum):
 
     COMPLETED = "completed"  #: final: there is a result
     FAILED = "failed"  #: final: the job cannot succeed, and the error says why
-    CANCELLED = "cancelled"  #: final: the server asked for it
+    CANCELLED = "cancelled"  #: final: the server asked for it, or the operator, which the error says
     QUEUED = "queued"  #: handed back: another attempt may succeed
 
 

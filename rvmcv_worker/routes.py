@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
-from rvmcv_worker.protocol import JOB_ID
+from rvmcv_worker.job_id import JOB_ID
 
 #: Stands in a path for the id of a job.
 JOB = "<JOB>"

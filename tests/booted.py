@@ -113,8 +113,7 @@ class Booted:
         done = subprocess.run(
             self._inside(argv),
             input=text,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout_s,

@@ -25,9 +25,9 @@ from rvmcv_worker.health import (
     _MAX_CLIENTS,
     _MAX_REQUEST_BYTES,
     HealthSocket,
-    socket_path,
 )
 from rvmcv_worker.routes import Answer, JobRoutes, Routes
+from rvmcv_worker.socket_file import socket_path
 
 LIMIT_S = 0.5
 Make = Callable[..., HealthSocket]

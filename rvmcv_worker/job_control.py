@@ -1,0 +1,86 @@
+"""What the unix socket shows and takes of one job: how it stands, its lines, the operator's cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from rvmcv_worker.attempt import Services
+from rvmcv_worker.events import Event, event
+from rvmcv_worker.interrupt import StopReason
+from rvmcv_worker.job_logs import JobLine
+from rvmcv_worker.routes import JOB, Answer, JobRoutes
+
+#: What RVM-Server is told of a job that the operator has ended.
+_BY_OPERATOR = "cancelled on the worker's machine by its operator (rvmcv-worker cancel)"
+#: How long the ledger is waited for, in seconds: it may hang with its disk.
+_LEDGER_S = 0.5
+
+
+def routes(services: Services) -> JobRoutes:
+    """Return all routes of a job."""
+    return {
+        ("GET", f"/jobs/{JOB}"): lambda job_id, _query: _standing(services, job_id),
+        ("GET", f"/jobs/{JOB}/log"): partial(_log, services),
+        ("POST", f"/control/cancel/{JOB}"): lambda job_id, _query: _cancel(services, job_id),
+    }
+
+
+def _cancel(services: Services, job_id: str) -> Answer:
+    """Have a running job end as one that RVM-Server cancels."""
+    running = {job.job_id: job for job in services.condition.running()}
+    if (job := running.get(job_id)) is None:
+        return _not_here(services, job_id, "does not run here")
+    job.interrupt.request(StopReason.CANCELLED, _BY_OPERATOR)
+    reason = job.interrupt.reason
+    if reason not in {None, StopReason.CANCELLED}:
+        return Answer.refusal(
+            HTTPStatus.CONFLICT, f"{job_id} is ending already, as {reason.value if reason else ''}"
+        )
+    event(Event.JOB_CANCELLED, job_id).info(
+        "asked on the socket to cancel: it ends, and RVM-Server is told so"
+    )
+    return Answer.of({"job_id": job_id, "ending": StopReason.CANCELLED.value})
+
+
+def _standing(services: Services, job_id: str) -> Answer:
+    """Say whether the job runs, is over but for its report, or is over, and how it ended here."""
+    if any(job.job_id == job_id for job in services.condition.running()):
+        return Answer.of({"job_id": job_id, "state": "running", "status": None, "error_code": None})
+    end = next((end for end in services.condition.last_ends() if end.job_id == job_id), None)
+    if end is None:
+        return _not_here(services, job_id, "neither runs here nor ended here lately")
+    waiting = services.ledger.waiting(_LEDGER_S)
+    state = "reporting" if waiting is None or job_id in waiting.reports else "over"
+    return Answer.of({"job_id": job_id, "state": state, "status": end.status, "error_code": end.error_code})
+
+
+def _log(services: Services, job_id: str, query: Mapping[str, str]) -> Answer:
+    """Return some of the job's last lines, and where to go on."""
+    offset = query.get("offset", "0")
+    if not (offset.isascii() and offset.isdigit() and len(offset) < 16):
+        return Answer.refusal(HTTPStatus.BAD_REQUEST, "offset is a number of lines")
+    running = any(job.job_id == job_id for job in services.condition.running())
+    if (page := services.job_logs.read(job_id, int(offset))) is None:
+        return _not_here(services, job_id, "neither runs here nor ended here lately")
+    return Answer.of(
+        {
+            "job_id": job_id,
+            "running": running,
+            "lines": [_line(line) for line in page.lines],
+            "next_offset": page.next_offset,
+            "lost": page.lost,
+        }
+    )
+
+
+def _line(line: JobLine) -> dict[str, Any]:
+    at = line.at.isoformat(timespec="milliseconds")
+    return {"at": at, "by": line.by, "level": line.level, "text": line.text}
+
+
+def _not_here(services: Services, job_id: str, what: str) -> Answer:
+    running = ", ".join(job.job_id for job in services.condition.running()) or "nothing"
+    return Answer.refusal(HTTPStatus.NOT_FOUND, f"{job_id} {what}; running: {running}")
