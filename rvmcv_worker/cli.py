@@ -178,6 +178,21 @@ def _worker(file: Path) -> Iterator[ControlClient]:
         _give_up(str(error), error.code)
 
 
+@app.command(hidden=True)
+def hand_over_token(
+    source: Annotated[Path, typer.Argument(help="The file with the new token.")],
+    pid: Annotated[int, typer.Argument(min=2, help="The daemon's process.")],
+    file: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Give a running worker a new token, as root: what `systemctl reload` does."""
+    from rvmcv_worker import token_handover
+
+    try:
+        token_handover.hand_over(source, _load(file).worker.runtime_dir, pid)
+    except token_handover.HandoverError as error:
+        _give_up(f"not handed over, the worker goes on with the token it has: {error}", ExitCode.FAILED)
+
+
 @config_app.command("show")
 def config_show(file: ConfigFile = DEFAULT_CONFIG) -> None:
     """Print the values in force, defaults included; secrets are masked."""

@@ -320,6 +320,10 @@ class Credentials(BaseModel):
 
 #: File names in the runtime or credentials directory, by field of `Credentials`.
 CREDENTIAL_FILES = {"token": "token", "s3_access_key": "s3-access-key", "s3_secret_key": "s3-secret-key"}
+#: Where in the runtime directory a secret lies that was renewed while the worker runs.
+HANDED_OVER = "credentials"
+#: Where the installed service keeps the secrets that systemd hands it: see systemd/rvmcv-worker.service.
+INSTALLED_CREDENTIALS = Path("/etc/rvmcv-worker/credentials")
 #: What somebody would call a secret in `config.toml`.
 _SECRET_KEY = re.compile(r"(?i)token|secret|passw|credential|(access|api|private)[_-]?key")
 
@@ -373,26 +377,41 @@ def load(file: Path) -> Settings:
 
 def _credential_dirs(settings: Settings) -> list[Path]:
     """Where secrets are looked for, first hit wins: a token renewed while running, then the unit's."""
-    found = [settings.worker.runtime_dir / "credentials"]
+    found = [settings.worker.runtime_dir / HANDED_OVER]
     if settings.worker.credentials_dir:
         found.append(settings.worker.credentials_dir)
-    if systemd := os.environ.get("CREDENTIALS_DIRECTORY"):
-        found.append(Path(systemd))
+    if systemd := _systemd_dir():
+        found.append(systemd)
     return found
+
+
+def _systemd_dir() -> Path | None:
+    """Where systemd's LoadCredential= puts secrets; None when it has started nothing of this."""
+    named = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(named) if named else None
 
 
 def load_credentials(settings: Settings) -> Credentials:
     """Read the secrets; raises `ConfigError` when there is no token, or a secret that cannot be used."""
     values: dict[str, str] = {}
-    directories = _credential_dirs(settings)
+    directories, systemd = _credential_dirs(settings), _systemd_dir()
     try:
         for field, name in CREDENTIAL_FILES.items():
-            found = (secret_file.read(directory / name) for directory in directories)
+            # systemd has no optional credential: the unit has an empty one stand for none.
+            found = (
+                secret_file.read(directory / name, empty_is_none=directory == systemd)
+                for directory in directories
+            )
             if (secret := next((each for each in found if each is not None), None)) is not None:
                 values[field] = secret
         secret_file.refuse_in_environment(value for key, value in values.items() if key != "s3_access_key")
     except secret_file.SecretFileError as error:
         raise ConfigError(str(error)) from None
+    if "token" not in values and systemd:
+        raise ConfigError(
+            f"no token: as root, write RVM-Server's worker token into {INSTALLED_CREDENTIALS / 'token'} (mode "
+            "0600), then: systemctl reset-failed rvmcv-worker; systemctl restart rvmcv-worker"
+        )
     if "token" not in values:
         places = ", ".join(str(directory / "token") for directory in directories)
         raise ConfigError(f"no token: put RVM-Server's worker token into one of {places} (mode 0600)")

@@ -202,10 +202,14 @@ class Bubblewrap(Sandbox):
         return NamespaceTree(popen, init_pid, status_r)
 
     def _namespaces(self) -> list[str]:
-        # `--unshare-all` alone goes without a user namespace where there is none to be had.
+        # Not `--unshare-all`, which goes without a user namespace where there is none to be had, and makes one
+        # of cgroups, which shuts nothing off where no cgroup can be seen: the service's unit forbids that one.
         options = [
             "--unshare-user",
-            "--unshare-all",
+            "--unshare-ipc",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-uts",
             "--uid",
             str(_UID),
             "--gid",

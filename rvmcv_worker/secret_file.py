@@ -22,8 +22,10 @@ class SecretFileError(Exception):
     """The secret cannot be taken from where it is; the message says what to do."""
 
 
-def read(file: Path) -> str | None:
+def read(file: Path, *, empty_is_none: bool = False) -> str | None:
     """Return the secret that `file` holds, without the line break at its end; None where no file is.
+
+    `empty_is_none`: an empty one stands for none too.
 
     Raises `SecretFileError` for one that others can read, that a stranger may have put there, or whose
     content no header can carry: a server's answer to that would mislead.
@@ -50,6 +52,8 @@ def read(file: Path) -> str | None:
             "file, as it was issued"
         ) from None
     if not secret:
+        if empty_is_none:
+            return None
         raise SecretFileError(f"{file}: empty: write the secret into it, or remove the file")
     _refuse_odd_characters(secret, file)
     return secret
