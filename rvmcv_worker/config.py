@@ -320,6 +320,11 @@ class Credentials(BaseModel):
 
 #: File names in the runtime or credentials directory, by field of `Credentials`.
 CREDENTIAL_FILES = {"token": "token", "s3_access_key": "s3-access-key", "s3_secret_key": "s3-secret-key"}
+#: What of the configuration speaking to RVM-Server takes, by section.
+_TO_SPEAK = {
+    "server": {"url", "ca_file", "proxy"},
+    "worker": {"id", "state_dir", "runtime_dir", "credentials_dir"},
+}
 #: Where in the runtime directory a secret lies that was renewed while the worker runs.
 HANDED_OVER = "credentials"
 #: Where the installed service keeps the secrets that systemd hands it: see systemd/rvmcv-worker.service.
@@ -359,8 +364,33 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
 
 def load(file: Path) -> Settings:
     """Read `file`; raises `ConfigError` naming file, key and line."""
+    data = _read(file)
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from None
+
+
+def load_to_speak(file: Path) -> Settings:
+    """Read of `file` what speaking to RVM-Server takes, with defaults for what is wrong elsewhere.
+
+    Raises `ConfigError` where what is wrong is among that: a default could lead the token to a stranger.
+    """
+    data = _read(file)
+    sections = {name: data[name] for name in _TO_SPEAK if isinstance(data.get(name), dict)}
+    spoken = {
+        section: {key: value for key, value in values.items() if key in _TO_SPEAK[section]}
+        for section, values in sections.items()
+    }
+    try:
+        return Settings.model_validate(spoken)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: no such file; copy config.toml there or name another by --config"
@@ -369,10 +399,6 @@ def load(file: Path) -> Settings:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
-    try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, file)) from None
 
 
 def _credential_dirs(settings: Settings) -> list[Path]:

@@ -398,6 +398,8 @@ class WorkerStatus(Sent):
     jobs: JobTotals = JobTotals()
     engines: list[EngineStatus] = []
     leases: list[LeaseRef] = []
+    #: Why the worker has failed for good and stays off; told once, when its daemon is gone.
+    failure: str | None = None
 
 
 class StatusIntervals(Answered):

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 
-from rvmcv_worker import attempt_log, checkpoints, final_report, workspace
+from rvmcv_worker import attempt_log, checkpoints, final_report, instance, workspace
 from rvmcv_worker.attempt import Services, checkpoint_put
 from rvmcv_worker.controller import ControllerError, RequestRejectedError
 from rvmcv_worker.errors import FencedError, InternalError, JobError, WorkerDiedError, WorkerStoppedError
@@ -77,6 +77,7 @@ class Settlement(threading.Thread):
             condition.recover(SETTLEMENT)
             if not condition.settled.is_set():
                 services.outbox.flush(_DELIVER_S)
+                instance.note(services.settings.worker.state_dir, services.instance_id)
                 condition.settled.set()
             if unsettled:
                 pause_s = backoff.next_s()

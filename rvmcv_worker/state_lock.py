@@ -28,3 +28,18 @@ def take(state_dir: Path) -> int:
         os.close(descriptor)
         raise AlreadyRunningError(f"another rvmcv-worker works on {state_dir}: stop it first") from None
     return descriptor
+
+
+def is_held(state_dir: Path) -> bool:
+    """Whether a process works on the state directory; nothing is written to find that out."""
+    try:
+        descriptor = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -32,13 +32,17 @@ def hand_over(source: Path, runtime_dir: Path, pid: int) -> None:
     except SecretFileError as error:
         raise HandoverError(f"{error}; then reload again") from None
     if token is None:
-        raise HandoverError(f"{source}: no such file: write the new token into it (mode 0600), then reload again")
+        raise HandoverError(
+            f"{source}: no such file: write the new token into it (mode 0600), then reload again"
+        )
     try:
         owner.become(runtime_dir)
         _write(runtime_dir, token)
     except OSError as error:
         where = runtime_dir / HANDED_OVER / _TOKEN
-        raise HandoverError(f"{where} cannot be written: {error.strerror}; restart the worker instead") from None
+        raise HandoverError(
+            f"{where} cannot be written: {error.strerror}; restart the worker instead"
+        ) from None
     try:
         os.kill(pid, signal.SIGHUP)
     except OSError as error:

@@ -21,6 +21,13 @@ def alert_of_job(turn: Turn, kind: AlertKind, job: Job, message: str, details: d
     _add(turn, kind, job.job_id, message, told, job_id=job.job_id)
 
 
+def alert_of_failed_worker(turn: Turn, worker_id: str, instance_id: str, failure: str) -> None:
+    """Tell people of a worker that stays off, once per daemon of its that they knew, and reason."""
+    occasion = f"{worker_id} {instance_id} {failure}"
+    message = f"{worker_id}: {failure}"
+    _add(turn, AlertKind.WORKER_FAILED, occasion, message, {"instance_id": instance_id}, worker_id=worker_id)
+
+
 def alert_of_silent_workers(turn: Turn, *, back_at: float) -> None:
     """Tell people of each worker that shows itself no more, once per silence, if jobs wait as long.
 

@@ -256,7 +256,7 @@ class AlertView(Response):
     """Something that a person should know of."""
 
     id: int
-    kind: Literal["mismatch", "job_failed", "job_poisoned", "worker_silent"]
+    kind: Literal["mismatch", "job_failed", "job_poisoned", "worker_silent", "worker_failed"]
     job_id: str | None
     worker_id: str | None
     message: str

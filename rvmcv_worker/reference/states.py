@@ -91,3 +91,5 @@ class AlertKind(str, Enum):
     JOB_POISONED = "job_poisoned"
     #: A worker has not been seen for long, while jobs wait.
     WORKER_SILENT = "worker_silent"
+    #: A worker has failed and does not start again by itself.
+    WORKER_FAILED = "worker_failed"

@@ -265,6 +265,7 @@ class WorkerStatus(Request):
     jobs: JobCounts
     engines: list[Engine] = Field(default_factory=list, max_length=10)
     leases: list[Lease] = Field(default_factory=list)
+    failure: str | None = Field(default=None, max_length=2000)
 
 
 class StatusIntervals(Response):

@@ -7,6 +7,7 @@ from typing import Literal
 from sqlalchemy import and_, or_
 
 from rvmcv_worker.reference import wire
+from rvmcv_worker.reference.alerts import alert_of_failed_worker
 from rvmcv_worker.reference.leases import hold, lapse
 from rvmcv_worker.reference.states import JobStatus, Lapse
 from rvmcv_worker.reference.tables import Attempt, Worker
@@ -57,6 +58,8 @@ def take_status(turn: Turn, status: wire.WorkerStatus) -> wire.WorkerOrders:
     if current:
         # Without its leases: they hold secrets.
         worker.status = status.model_dump(mode="json", exclude={"leases"})
+        if status.failure:
+            alert_of_failed_worker(turn, status.worker_id, str(status.instance_id), status.failure)
     timing = turn.settings.timing
     leases = sorted(status.leases, key=lambda lease: lease.job_id)
     return wire.WorkerOrders(
