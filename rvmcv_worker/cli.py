@@ -192,7 +192,7 @@ def wipe(
     which the machine is on. A running worker wipes by itself; --store then asks it to empty its model store,
     but for the models that jobs use.
     """
-    from rvmcv_worker import errors, leftovers, ledger, state_lock
+    from rvmcv_worker import errors, ledger, leftovers, state_lock
 
     settings = _load(file)
     try:

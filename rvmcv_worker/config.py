@@ -435,8 +435,8 @@ def load_credentials(settings: Settings) -> Credentials:
         raise ConfigError(str(error)) from None
     if "token" not in values and systemd:
         raise ConfigError(
-            f"no token: as root, write RVM-Server's worker token into {INSTALLED_CREDENTIALS / 'token'} (mode "
-            "0600), then: systemctl reset-failed rvmcv-worker; systemctl restart rvmcv-worker"
+            f"no token: as root, write RVM-Server's worker token into {INSTALLED_CREDENTIALS / 'token'} "
+            "(mode 0600), then: systemctl reset-failed rvmcv-worker; systemctl restart rvmcv-worker"
         )
     if "token" not in values:
         places = ", ".join(str(directory / "token") for directory in directories)

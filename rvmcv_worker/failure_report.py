@@ -1,8 +1,8 @@
 """Tells RVM-Server that the worker has failed for good: what the unit of `OnFailure=` runs.
 
-It speaks as the daemon that failed, under its `instance_id`: a new one would end the old one's attempts at once,
-and a start within their leases could not bring their checkpoints to storage any more. It names no leases, so they
-run out, and other workers get the jobs.
+It speaks as the daemon that failed, under its `instance_id`: a new one would end the old one's attempts at
+once, and a start within their leases could not bring their checkpoints to storage any more. It names no leases,
+so they run out, and other workers get the jobs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PATIENCE_S = 300.0
 #: Longest report of why, in characters.
 _LONGEST = 2000
 _TO_DO = (
-    "it stays off until somebody starts it: on its machine journalctl -u rvmcv-worker says more, then systemctl"
-    " reset-failed rvmcv-worker; systemctl start rvmcv-worker"
+    "it stays off until somebody starts it: on its machine journalctl -u rvmcv-worker says more, then"
+    " systemctl reset-failed rvmcv-worker; systemctl start rvmcv-worker"
 )
 
 

@@ -1,7 +1,7 @@
-"""How long the files of each claim have been kept for a daemon that does not come, by a clock that cannot jump.
+"""How long the files of each claim wait for a daemon that does not come, by a clock that cannot jump.
 
-The wall clock of a machine that lost its power may say anything. Counted is how long the machine was up: days in
-which it was off do not count.
+The wall clock of a machine that lost its power may say anything. Counted is how long the machine was up: days
+in which it was off do not count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wipes what a worker left on the disk that does not run: after a power cut, or when it is not to run again."""
+"""Wipes what a worker that does not run left on the disk: after a power cut, or when it is to stay off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT_S = 7 * 24 * 3600.0
 
 
 def wipe(settings: Settings, *, store: bool) -> Iterator[str]:
-    """Wipe all that no daemon needs any more, with `store` the models too; yields what was done, as sentences.
+    """Wipe all that no daemon needs any more, with `store` the models too; yields in sentences what was done.
 
     Directories that claims name are kept: the next start brings their checkpoints to storage. After `KEPT_S`
     they go; the claims stay, and their jobs are handed back without. Raises `AlreadyRunningError` where a
@@ -39,8 +39,8 @@ def wipe(settings: Settings, *, store: bool) -> Iterator[str]:
                 keep.add(workspace_name(row))
             elif (settings.work_dir / workspace_name(row)).exists():
                 yield (
-                    f"{row.job_id}: no worker has come for its checkpoint in {kept_s / 86400:.0f} days; its files"
-                    " go, and the job goes on from an earlier one, or anew"
+                    f"{row.job_id}: no worker has come for its checkpoint in {kept_s / 86400:.0f} days;"
+                    " its files go, and the job goes on from an earlier one, or anew"
                 )
         for name in workspace.sweep(settings.work_dir, keep=keep):
             yield f"wiped what was left of {name}"

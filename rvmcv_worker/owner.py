@@ -1,4 +1,4 @@
-"""What root does in a directory of the worker's user, it does as that user: no link there leads it elsewhere."""
+"""What root does in a directory of the worker's user, it does as that user: no link there leads it astray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def become(directory: Path) -> None:
     """
     if os.geteuid() != 0:
         return
-    owner = os.stat(directory, follow_symlinks=False)
+    owner = directory.lstat()
     if owner.st_uid == 0:
         return
     os.setgroups([])

@@ -202,8 +202,8 @@ class Bubblewrap(Sandbox):
         return NamespaceTree(popen, init_pid, status_r)
 
     def _namespaces(self) -> list[str]:
-        # Not `--unshare-all`, which goes without a user namespace where there is none to be had, and makes one
-        # of cgroups, which shuts nothing off where no cgroup can be seen: the service's unit forbids that one.
+        # Not `--unshare-all`, which goes without a user namespace where there is none to be had, and makes
+        # one of cgroups, which shuts nothing off where no cgroup is in sight: the service's unit forbids it.
         options = [
             "--unshare-user",
             "--unshare-ipc",
