@@ -25,7 +25,7 @@ def tell_claimed(job: RunningJob) -> None:
 
 def tell_completed(job_id: str, lane: Lane, took_s: float, result: Mapping[str, Any]) -> None:
     """Tell of a job that is done, with the one figure that says most of it."""
-    said = f"in {took_s:.1f} s"
+    said = f"after {took_s:.1f} s"
     details: dict[str, str | float] = {}
     if metric := metric_of(result.get("metrics")):
         details = {"metric": metric[0], "metric_value": metric[1]}
@@ -34,17 +34,20 @@ def tell_completed(job_id: str, lane: Lane, took_s: float, result: Mapping[str, 
         details = {"images_total": images}
         said += f", {images} images"
     completed = event(Event.JOB_COMPLETED, job_id, seconds=round(took_s, 3), **details)
-    completed.log(usual_level(lane), "completed {}", said)
+    completed.log(usual_level(lane), "{}", said)
 
 
 def tell_ended(job_id: str, error: JobError, *, fault: BaseException | None = None) -> None:
     """Tell of a job that failed or goes back, and what is to be done; `fault` is one of the worker's own."""
-    name, ended = (
-        (Event.JOB_HANDED_BACK, "handed back") if error.handed_back else (Event.JOB_FAILED, "failed")
-    )
-    level = "ERROR" if fault else "INFO" if isinstance(error, WorkerStoppedError) else "WARNING"
+    name = Event.JOB_HANDED_BACK if error.handed_back else Event.JOB_FAILED
     told = event(name, job_id, error_code=error.code).opt(exception=fault)
-    told.log(level, "{}: {}: {}; {}", ended, error.code, redact(error.message), _remedy(error))
+    told.log(_level(error), "{}: {}; {}", error.code, redact(error.message), _remedy(error))
+
+
+def _level(error: JobError) -> str:
+    if isinstance(error, InternalError):
+        return "ERROR"
+    return "INFO" if isinstance(error, WorkerStoppedError) else "WARNING"
 
 
 def _remedy(error: JobError) -> str:

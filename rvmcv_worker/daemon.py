@@ -301,4 +301,4 @@ def _stop(
     health.close()
     services.spawner.close()
     services.ledger.close()
-    event(Event.WORKER_STOPPED).info("stopped")
+    event(Event.WORKER_STOPPED).info("in order: rvmcv-worker has ended")

@@ -6,6 +6,7 @@ Whatever form it takes, secrets are masked in it and text from outside is escape
 from __future__ import annotations
 
 import json
+import math
 from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,13 @@ def _job_id(record: Record) -> str | None:
 def _details(record: Record) -> dict[str, Any]:
     given: dict[str, Any] = record["extra"].get("details", {})
     return {
-        name: value if value is None or isinstance(value, (bool, int, float)) else _fit(str(value))
+        name: value if value is None or _is_number(value) else _fit(str(value))
         for name, value in given.items()
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _fit(said: str) -> str:

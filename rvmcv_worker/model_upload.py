@@ -97,7 +97,7 @@ class ModelUploader:
             try:
                 if self._is_there(model, interrupt):
                     event(Event.MODEL_UPLOADED).info(
-                        "model {} is at RVM-Server: its bytes have the sha256", version
+                        "RVM-Server has model {} already, byte for byte", version
                     )
                     return UploadedModel(sha256, round(model.size_bytes / 2**20, 2))
                 if server_errors >= MAX_SERVER_ERRORS:
@@ -167,6 +167,7 @@ class ModelUploader:
                 f" not {model.sha256}: the bytes changed on their way"
             )
         size_mb = answer.file_size_mb or round(model.size_bytes / 2**20, 2)
+        event(Event.MODEL_UPLOADED).info("RVM-Server has model {}, {} MB", model.upload.version, size_mb)
         return UploadedModel(answer.sha256_hash, size_mb, answer.model_id, answer.file_path)
 
     def _post_stored(self, model: _Model) -> protocol.UploadedModel | None:

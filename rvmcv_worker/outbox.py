@@ -141,7 +141,7 @@ class Outbox(threading.Thread):
             return
         else:
             accepted = event(Event.REPORT_ACCEPTED, row.job_id, status=row.body["status"])
-            accepted.log(level, "final report accepted: {}", row.body["status"])
+            accepted.log(level, "{}", row.body["status"])
             self._rejected_in_row = 0
             self._condition.recover("reports")
             self._ledger.delivered(row.seq)

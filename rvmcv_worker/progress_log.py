@@ -23,23 +23,37 @@ class ProgressLog:
         #: Told once each: a child that says one phase and the other in turn fills no log.
         self._phases: set[Phase] = set()
         self._next_s = 0.0
+        self._has_epochs = False
 
     def tell(self, state: Mapping[str, Any]) -> None:
         """Log `state` if there is something to say, or a minute is over; a child may have said anything."""
         now_s = time.monotonic()
-        is_new = state.get("phase") not in self._phases
-        if not is_new and now_s < self._next_s:
+        is_first_epoch = bool(state.get("epoch")) and not self._has_epochs
+        phase = state.get("phase")
+        is_known = isinstance(phase, str) and phase in self._phases
+        if is_known and now_s < self._next_s and not is_first_epoch:
             return
         progress = progress_of({**state, "history": []})
-        if progress.phase is None or (progress.phase in self._phases and now_s < self._next_s):
+        if progress.phase is None:
+            return
+        if progress.phase not in self._phases:
+            # The figures are still those of the phase before.
+            named = event(Event.JOB_PROGRESS, self._job_id, phase=progress.phase.value)
+            named.info("{}", progress.phase.value)
+        elif now_s >= self._next_s or (progress.phase is Phase.TRAIN and progress.epoch and is_first_epoch):
+            self._has_epochs = self._has_epochs or is_first_epoch
+            self._tell_figures(progress, progress.phase)
+        else:
             return
         self._phases.add(progress.phase)
         self._next_s = now_s + self._every_s
+
+    def _tell_figures(self, progress: Progress, phase: Phase) -> None:
         metric = metric_of(progress.metrics)
         event(
             Event.JOB_PROGRESS,
             self._job_id,
-            phase=progress.phase.value,
+            phase=phase.value,
             fraction=progress.fraction,
             epoch=progress.epoch,
             epochs=progress.epochs,
@@ -48,12 +62,12 @@ class ProgressLog:
             eta_s=progress.eta_s,
             metric=metric and metric[0],
             metric_value=metric and metric[1],
-        ).info("{}", ", ".join(_parts(progress, metric)))
+        ).info("{}", ", ".join(_parts(progress, phase, metric)))
 
 
-def _parts(progress: Progress, metric: tuple[str, float] | None) -> list[str]:
-    parts = [progress.phase.value if progress.phase else ""]
-    if progress.phase is Phase.TRAIN and progress.epoch is not None:
+def _parts(progress: Progress, phase: Phase, metric: tuple[str, float] | None) -> list[str]:
+    parts = [phase.value]
+    if phase is Phase.TRAIN and progress.epoch is not None:
         parts.append(f"epoch {progress.epoch} of {progress.epochs or '?'}")
         if metric:
             parts.append(f"{metric[0]} {metric[1]:.3f}")
@@ -72,7 +86,7 @@ def metric_of(metrics: object) -> tuple[str, float] | None:
         return None
     for name in _METRICS:
         value = metrics.get(name)
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)) and 0 <= value <= 1:  # a child may say 1e999 or NaN
             return name, round(float(value), 4)
     return None
 

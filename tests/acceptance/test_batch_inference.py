@@ -233,7 +233,7 @@ def test_when_no_image_comes_any_more_the_job_goes_back_and_no_line_is_lost(
     assert job["attempts"][0]["error"]["code"] == "image_unavailable"
     assert "20 images in a row" in job["attempts"][0]["error"]["message"]
     assert job["checkpoint"]["next_index"] >= 4
-    assert f"[{job_id}] handed back: image_unavailable: 20 images in a row" in worker.log()
+    assert f"job.handed_back [{job_id}] image_unavailable: 20 images in a row" in worker.log()
     server.cancel(job_id)
 
 

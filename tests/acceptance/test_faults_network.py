@@ -218,9 +218,7 @@ def test_row_08_a_claim_whose_answer_is_lost_is_repeated_and_runs_once(stage: St
     claims = stage.network.seen("claim", job_id)
     assert len(claims) == 2
     assert len({claim.said["claim_id"] for claim in claims}) == 1
-    assert (
-        len([line for line in stage.worker.log().splitlines() if job_id in line and "claimed:" in line]) == 1
-    )
+    assert len([line for line in stage.worker.log().splitlines() if f"job.claimed [{job_id}]" in line]) == 1
 
 
 def test_row_40_a_server_replaced_by_404s_in_html_costs_no_job(stage: Stage) -> None:

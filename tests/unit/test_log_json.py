@@ -34,6 +34,14 @@ def test_an_event_is_an_object_with_what_it_has(capsys: pytest.CaptureFixture[st
     assert set(stopped) == {"time", "level", "event", "message"}
 
 
+def test_a_number_that_json_does_not_have_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    log_output.configure("INFO", "json")
+    event(Event.JOB_PROGRESS, fraction=float("nan"), eta_s=float("inf"), epoch=3).info("x")
+    logger.remove()
+    said = json.loads(capsys.readouterr().err, parse_constant=pytest.fail)
+    assert (said["fraction"], said["eta_s"], said["epoch"]) == ("nan", "inf", 3)
+
+
 def test_an_exception_is_one_field(capsys: pytest.CaptureFixture[str]) -> None:
     logs.mask("canary-of-json")
     log_output.configure("INFO", "json")
