@@ -16,7 +16,6 @@ from rvmcv_worker.operator_wish import OperatorWish
 from rvmcv_worker.protocol import DesiredState, progress_of
 from rvmcv_worker.routes import Answer, Routes
 from rvmcv_worker.state import JobEnd, RunningJob
-from rvmcv_worker.tick import Tick
 
 #: What is asked for by `POST /control/<name>`.
 _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
@@ -26,12 +25,10 @@ LEDGER_S = 0.5
 _PROGRESS = {"phase", "fraction", "epoch", "epochs", "images_done", "images_total", "eta_s", "message"}
 
 
-def routes(
-    services: Services, heartbeat: Heartbeat, wish: OperatorWish, tick: Tick, metrics: Metrics
-) -> Routes:
+def routes(services: Services, heartbeat: Heartbeat, wish: OperatorWish, metrics: Metrics) -> Routes:
     """Return all routes."""
     return {
-        ("GET", "/healthz"): lambda: readiness.healthz(services.condition, tick),
+        ("GET", "/healthz"): lambda: readiness.healthz(services.condition, services.tick),
         ("GET", "/readyz"): lambda: readiness.readyz(services.condition, heartbeat.claims()),
         ("GET", "/status"): lambda: Answer.of(status(services, heartbeat)),
         ("GET", "/metrics"): metrics.answer,

@@ -174,8 +174,8 @@ def run(settings: Settings, log_format: LogFormat | None = None) -> ExitCode:
     lanes = make_lanes(services, train_slots)
     heartbeat = Heartbeat(services, frozenset(lane.lane for lane in lanes))
     wish = OperatorWish(settings.worker.state_dir, services.condition)
-    metrics = Metrics(services, heartbeat, services.tick, lanes)
-    routes = control.routes(services, heartbeat, wish, services.tick, metrics)
+    metrics = Metrics(services, heartbeat, lanes)
+    routes = control.routes(services, heartbeat, wish, metrics)
     health = HealthSocket(settings.worker.runtime_dir, routes, job_control.routes(services))
     event(Event.WORKER_STARTED).info(
         "rvmcv-worker {} as {}: {} for {}, wall: {}, GPUs: {}",

@@ -22,7 +22,6 @@ from rvmcv_worker.engine_wire import Trust
 from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.protocol import DesiredState, EngineStatus, WorkerState
 from rvmcv_worker.routes import Answer
-from rvmcv_worker.tick import Tick
 
 if TYPE_CHECKING:
     from rvmcv_worker.lanes import LaneLoop
@@ -36,12 +35,10 @@ _MB = 1024**2
 class Metrics:
     """All metrics of one daemon, in a registry of their own."""
 
-    def __init__(
-        self, services: Services, heartbeat: Heartbeat, tick: Tick, lanes: Sequence[LaneLoop]
-    ) -> None:
+    def __init__(self, services: Services, heartbeat: Heartbeat, lanes: Sequence[LaneLoop]) -> None:
         self._tally = services.tally
         self._now = CollectorRegistry(auto_describe=False)
-        self._now.register(_Moment(services, heartbeat, tick, lanes))
+        self._now.register(_Moment(services, heartbeat, lanes))
         # The daemon's own memory, time and descriptors; without the prefix they would be node_exporter's.
         ProcessCollector(namespace="rvmcv", registry=self._now)
 
@@ -57,12 +54,9 @@ class Metrics:
 class _Moment(Collector):
     """Reads how things are at each look; nobody has to keep gauges up to date."""
 
-    def __init__(
-        self, services: Services, heartbeat: Heartbeat, tick: Tick, lanes: Sequence[LaneLoop]
-    ) -> None:
+    def __init__(self, services: Services, heartbeat: Heartbeat, lanes: Sequence[LaneLoop]) -> None:
         self._services = services
         self._heartbeat = heartbeat
-        self._tick = tick
         self._lanes = lanes
 
     def collect(self) -> Iterable[Metric]:
@@ -103,7 +97,7 @@ class _Moment(Collector):
         yield _gauge(
             "rvmcv_worker_tick_age_seconds",
             "How long ago the main loop ticked; over 10 it hangs, and /healthz says so.",
-            self._tick.age_s(),
+            services.tick.age_s(),
         )
         wishes = condition.wishes()
         wish = GaugeMetricFamily(

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from rvmcv_worker.health import Answer
 from rvmcv_worker.protocol import DesiredState, LaneClaims
 from rvmcv_worker.readiness import HUNG_S, healthz, readyz
+from rvmcv_worker.routes import Answer
 from rvmcv_worker.state import Condition, Lane
 from rvmcv_worker.tick import Tick
 
