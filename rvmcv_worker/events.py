@@ -89,8 +89,8 @@ class Event(str, enum.Enum):
     SETTLEMENT_WAITS = "settlement.waits"  #: jobs of the daemon before cannot be handed back now
     HEALTH_REFUSED = "health.refused"  #: the health socket did not serve a client
     LIBRARY_WARNED = "library.warned"  #: a library has something to say
-    METRICS_UNWRITTEN = "metrics.unwritten"  #: `[worker] metrics_file` cannot be written; jobs go on
-    METRICS_WRITTEN = "metrics.written"  #: `[worker] metrics_file` is written again
+    METRICS_UNWRITTEN = "metrics.unwritten"  #: the file for node_exporter cannot be written; jobs go on
+    METRICS_WRITTEN = "metrics.written"  #: the file for node_exporter is written again
 
 
 def event(name: Event, job_id: str | None = None, **details: str | float | None) -> Logger:
