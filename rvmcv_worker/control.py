@@ -10,6 +10,7 @@ from typing import Any
 
 from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.heartbeat import Heartbeat, gpu_statuses
 from rvmcv_worker.metrics import Metrics
 from rvmcv_worker.operator_wish import OperatorWish
@@ -19,6 +20,8 @@ from rvmcv_worker.state import JobEnd, RunningJob
 
 #: What is asked for by `POST /control/<name>`.
 _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
+#: What was used in the last so many seconds stays where a claim is on its way.
+_CLAIMED_S = 60.0
 #: How long the ledger is waited for, in seconds: it may hang with its disk.
 LEDGER_S = 0.5
 #: What of a job's progress is shown.
@@ -32,6 +35,7 @@ def routes(services: Services, heartbeat: Heartbeat, wish: OperatorWish, metrics
         ("GET", "/readyz"): lambda: readiness.readyz(services.condition, heartbeat.claims()),
         ("GET", "/status"): lambda: Answer.of(status(services, heartbeat)),
         ("GET", "/metrics"): metrics.answer,
+        ("POST", "/control/wipe-store"): lambda: _wipe_store(services),
         **{
             ("POST", f"/control/{name}"): partial(_follow, services, wish, name, desired)
             for name, desired in _WISHES.items()
@@ -96,6 +100,25 @@ def _follow(services: Services, wish: OperatorWish, name: str, desired: DesiredS
             f"{name}: followed, but not written down ({error.strerror}): a restart forgets it",
         )
     return Answer.of({"state": services.condition.state(), "desired": _desired(services)})
+
+
+def _wipe_store(services: Services) -> Answer:
+    """Empty the model store but for what a running job may have asked for."""
+    condition, store = services.condition, services.model_store
+    now_s = time.monotonic()
+    spared_s = max((now_s - job.started_s for job in condition.running()), default=0.0)
+    if condition.held():  # claims on their way among them: their jobs have begun as good as now
+        spared_s = max(spared_s, _CLAIMED_S)
+    try:
+        services.engines.drop_unused()
+        removed = store.empty(spared_s=spared_s)
+        kept_bytes = store.used_bytes()
+    except OSError as error:
+        return Answer.refusal(
+            HTTPStatus.INTERNAL_SERVER_ERROR, f"the model store could not be emptied: {error}; see the disk"
+        )
+    event(Event.STORE_TRIMMED).info("model store: emptied by the operator's wish, {} models removed", removed)
+    return Answer.of({"removed": removed, "model_store_gb": _gb(kept_bytes)})
 
 
 def _desired(services: Services) -> dict[str, str]:

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.socket_file import FILE_NAME, socket_path
 
 #: How long the worker may take to answer, in seconds; it makes no network call for it.
-_ANSWER_S = 10.0
+ANSWER_S = 10.0
 #: Seconds between two tries to connect where too many wait for the worker to accept them.
 _FULL_S = 0.05
 #: Seconds between two looks while something is waited for.
@@ -35,10 +36,14 @@ class ControlError(Exception):
         self.code = code
 
 
+class UnknownJobError(ControlError):
+    """The worker has nothing to say of the job any more, or never had."""
+
+
 class ControlClient:
     """Talks to the worker whose runtime directory it is."""
 
-    def __init__(self, runtime_dir: Path, *, answer_s: float = _ANSWER_S) -> None:
+    def __init__(self, runtime_dir: Path, *, answer_s: float = ANSWER_S) -> None:
         self._file = runtime_dir / FILE_NAME
         self._answer_s = answer_s
 
@@ -49,6 +54,34 @@ class ControlClient:
     def tell(self, name: str) -> dict[str, Any]:
         """Ask for ``drain``, ``pause`` or ``resume``. Raises `ControlError`."""
         return self._call("POST", f"/control/{name}")
+
+    def wipe_store(self) -> dict[str, Any]:
+        """Have the model store emptied of what nothing uses. Raises `ControlError`."""
+        return self._call("POST", "/control/wipe-store")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Have a running job end as cancelled. Raises `ControlError`."""
+        return self._call("POST", f"/control/cancel/{quote(job_id, safe='')}")
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return how a job stands here: ``running``, ``reporting``, ``over``. Raises `ControlError`."""
+        return self._call("GET", f"/jobs/{quote(job_id, safe='')}")
+
+    def log(self, job_id: str, offset: int) -> dict[str, Any]:
+        """Return some of a job's last lines, from one of them on. Raises `ControlError`."""
+        return self._call("GET", f"/jobs/{quote(job_id, safe='')}/log?offset={offset}")
+
+    def wait_over(self, job_id: str, timeout_s: float | None) -> dict[str, Any]:
+        """Wait until a job is over, wiped and reported. Raises `ControlError`."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        look = threading.Event()
+        while (job := self.job(job_id))["state"] != "over":
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                raise ControlError(
+                    f"not within {timeout_s:g} s: {job_id} is {job['state']}", ExitCode.TIMED_OUT
+                )
+            look.wait(_LOOK_S)
+        return job
 
     def wait_idle(
         self, wish: str, timeout_s: float | None, seen: Callable[[dict[str, Any]], None]
@@ -65,7 +98,7 @@ class ControlClient:
             if status["desired"]["operator"] != wish:
                 other = status["desired"]["operator"]
                 raise ControlError(f"not waited for: the operator's wish is now {other}", ExitCode.FAILED)
-            if not (status["running"] or status["claiming"] or status["outbox"]):
+            if not status["running"] and status["claiming"] == status["outbox"] == 0:
                 return status
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise ControlError(
@@ -97,11 +130,13 @@ class ControlClient:
         if status == 200:
             return dict(body)
         code = ExitCode.NOT_ALLOWED if status == 403 else ExitCode.FAILED
+        if status == 404 and path.startswith("/jobs/"):
+            raise UnknownJobError(str(body.get("error", "no such job")), code)
         raise ControlError(str(body.get("error", f"the worker answered {status}")), code)
 
     def _ask(self, connection: _UnixConnection, method: str, path: str) -> tuple[int, bytes]:
         """Return status and body; raises `ControlError` for a worker that hangs."""
-        asked = "how it is" if method == "GET" else f"for {path.rpartition('/')[2]}"
+        asked = "how it is" if path == "/status" else f"for {' '.join(path.split('/')[2:])}"
         try:
             connection.connect()
         except (TimeoutError, BlockingIOError):

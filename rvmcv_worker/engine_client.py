@@ -97,6 +97,11 @@ class Engines:
         engines = self._engines.values()
         return [engine.keeper.status() for engine in engines if engine.keeper.is_alive()]
 
+    def drop_unused(self) -> None:
+        """Remove the engines' copies of models that no request needs now."""
+        for engine in self._engines.values():
+            engine.drop_unused()
+
     def close(self) -> None:
         """End both; what is under way fails as `worker_stopped`."""
         for engine in self._engines.values():
@@ -181,6 +186,9 @@ class _Engine:
         path = self._files.take(name, place)
         taken.callback(self._files.give_back, name)
         return path
+
+    def drop_unused(self) -> None:
+        self._files.drop_unused()
 
     def _begin(self) -> None:
         """Make the directories and start the thread, once, when the first request comes."""

@@ -69,6 +69,13 @@ class EngineFiles:
             self._users[name] -= 1
             self._trim()
 
+    def drop_unused(self) -> None:
+        """Remove all that no request needs now; what is asked for again is put there again."""
+        with self._lock:
+            for name in [name for name in self._held if not self._users[name]]:
+                del self._held[name]
+                workspace.wipe(self._in_dir / name)
+
     def _trim(self) -> None:
         total_bytes = sum(self._held.values())
         for name in list(self._held)[:-1]:

@@ -214,14 +214,39 @@ class ModelStore:
             path.unlink(missing_ok=True)
             total_bytes -= size_bytes
             removed.append(path.name)
-        for directory in (self._directory / EXPORTS).glob("[0-9a-f]*-*"):
-            if not (self._directory / directory.name.partition("-")[0]).exists():
-                shutil.rmtree(directory, ignore_errors=True)
+        self._remove_orphans()
         if removed:
             event(Event.STORE_TRIMMED).info(
                 "model store: {} models removed, the limit is {} bytes", len(removed), limit_bytes
             )
         return removed
+
+    def empty(self, *, spared_s: float) -> int:
+        """Remove all that was not used within so many seconds, exports too; returns how many models went.
+
+        The names that models were added under go with the last of them.
+        """
+        self._remove_stale()
+        removed = kept = 0
+        for path in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if not _SHA256.fullmatch(path.name):
+                    continue
+                if time.time() - path.stat().st_mtime < spared_s:
+                    kept += 1
+                else:
+                    path.unlink()
+                    removed += 1
+        if not kept:
+            self._names.unlink(missing_ok=True)
+        self._remove_orphans()
+        return removed
+
+    def _remove_orphans(self) -> None:
+        """Remove what was exported of weights that are gone."""
+        for directory in (self._directory / EXPORTS).glob("[0-9a-f]*-*"):
+            if not (self._directory / directory.name.partition("-")[0]).exists():
+                shutil.rmtree(directory, ignore_errors=True)
 
     def used_bytes(self) -> int:
         """What the weights and what was exported of them take."""

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import os
+import sys
+
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from rvmcv_worker.logs import escape
+
+#: What reads a pipe has no width of its own.
+_PIPE_COLUMNS = 120
+
+
+def console() -> Console:
+    """Return a console for standard output: plain and wide where that is no terminal."""
+    is_terminal = sys.stdout.isatty()
+    columns = os.environ.get("COLUMNS", "")
+    width = None if is_terminal else int(columns) if columns.isdigit() and int(columns) else _PIPE_COLUMNS
+    return Console(width=width, highlight=False, emoji=False, markup=False)
 
 
 def plain(value: object) -> Text:
@@ -17,3 +31,14 @@ def say(console: Console, text: str) -> None:
     """Print `text` line by line as it is, without wrapping or colours."""
     for line in text.split("\n"):
         console.print(plain(line), highlight=False, soft_wrap=True)
+
+
+def print_plain(console: Console, what: RenderableType) -> None:
+    """Print something drawn; where it is no terminal that shows it, without blanks at the ends of lines."""
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as capture:
+        console.print(what)
+    for line in capture.get().splitlines():
+        console.print(Text(line.rstrip()), soft_wrap=True)
