@@ -9,7 +9,7 @@ _TAKE_BACK = {
     "operator": "the operator's wish: `rvmcv-worker resume` takes it back",
     "server": "RVM-Server's wish: an admin takes it back there",
 }
-_STRICTNESS = ("run", "pause", "drain")
+_LEDGER_SILENT = "what waits for RVM-Server is not known: the ledger does not answer, see its disk"
 #: With an older look at it than this, the disk itself hangs.
 _DISK_SILENT_S = 10.0
 
@@ -32,11 +32,6 @@ def waiting(status: dict[str, Any]) -> str:
         parts.append(f"{status['claiming']} being claimed or settled")
     parts.append(f"{status['outbox']} final reports to deliver")
     return "jobs: " + ", ".join(parts)
-
-
-_LEDGER_SILENT = (
-    "how many claims and final reports wait is not known: the ledger does not answer, see its disk"
-)
 
 
 def outbox(status: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ _STATE_STYLES = {
     "degraded": "bold red",
 }
 _END_STYLES = {"completed": "green", "failed": "red", "fenced": "yellow", "queued": "yellow"}
+#: Columns that the last ends need for all but the job's id.
+_ENDS_COLUMNS = 42
 #: A GPU at so many °C is warm, and hot.
 _WARM_C, _HOT_C = 80, 88
 
@@ -61,7 +63,7 @@ def _parts(status: dict[str, Any], canvas: _Canvas) -> Iterator[RenderableType]:
     yield from _head(status)
     yield from _running(status["running"], canvas)
     yield from _gpus(status, canvas)
-    yield from _rest(status, canvas)
+    yield from _rest(status)
     yield from _ends(status["last_ends"], canvas)
 
 
@@ -117,7 +119,7 @@ def _gpu(gpu: dict[str, Any], canvas: _Canvas) -> Iterator[RenderableType]:
     if gpu["memory_used_mb"] is None:
         yield name + Text("  does not answer", "red")
         return
-    width = max(8, min(24, (canvas.width - 58) // 2))
+    width = max(8, min(24, (canvas.width - 64) // 2))
     used, total = gpu["memory_used_mb"] / 1024, gpu["memory_total_mb"] / 1024
     bars = [
         _figure(canvas, "use", gpu["utilization_pct"], 100, width, "cyan", "{:3.0f} %"),
@@ -143,7 +145,7 @@ def _heat(celsius: float | None) -> str:
     return "yellow" if celsius < _HOT_C else "red"
 
 
-def _rest(status: dict[str, Any], canvas: _Canvas) -> Iterator[RenderableType]:
+def _rest(status: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text()
     disk = status["disk"]
     yield _labelled("disk", status_text.disk(disk), "red" if status_text.disk_is_short(disk) else "")
@@ -167,7 +169,9 @@ def _ends(ends: list[dict[str, Any]], canvas: _Canvas) -> Iterator[RenderableTyp
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("ago", justify="right", no_wrap=True)
     table.add_column("ended as", no_wrap=True)
-    table.add_column("job", overflow="fold")
+    # Whole where it fits: an id is there to be copied.
+    longest = max(len(escape(end["job_id"])) for end in ends)
+    table.add_column("job", overflow="fold", no_wrap=longest <= canvas.width - _ENDS_COLUMNS)
     if canvas.is_wide:
         table.add_column("type", overflow="fold")
     table.add_column("took", justify="right", no_wrap=True)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.segment import Segment, Segments
@@ -85,7 +86,7 @@ def watch(client: ControlClient, console: Console, every_s: float, *, as_json: b
 
 def _print_json(sight: _Sight) -> None:
     body = {"error": sight.fault} if sight.fault is not None else sight.status
-    print(json.dumps(body), flush=True)
+    typer.echo(json.dumps(body))
 
 
 def _fitted(sight: _Sight, console: Console, every_s: float) -> RenderableType:
@@ -102,7 +103,7 @@ def _fitted(sight: _Sight, console: Console, every_s: float) -> RenderableType:
 
 @contextlib.contextmanager
 def _until_ended() -> Iterator[Callable[[float], bool]]:
-    """Within it Ctrl-C and SIGTERM end the block quietly; gives a wait that is True for another window size."""
+    """Within it Ctrl-C and SIGTERM end the block quietly; gives a wait that a new window size cuts short."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
