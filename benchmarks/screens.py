@@ -36,7 +36,10 @@ _PRIORITY = re.compile(r"^<[0-7]>")
 
 def main() -> int:
     """Make all screens and put them into README.md."""
-    with tempfile.TemporaryDirectory(prefix="rvmcv-") as directory, _stage(Path(directory)) as (server, worker):
+    with (
+        tempfile.TemporaryDirectory(prefix="rvmcv-") as directory,
+        _stage(Path(directory)) as (server, worker),
+    ):
         lines = _Journal(worker.log_file)
         screens = {"doctor": _command(worker, "doctor")}
         _have_jobs(server, Path(directory))
@@ -146,7 +149,9 @@ def _put(name: str, text: str) -> None:
     head, found, rest = readme.partition(begin)
     _, found_too, tail = rest.partition(end)
     if not found or not found_too:
-        raise RuntimeError(f"{README} has no block {name!r}: put {begin.strip()} and {end} where it shall stand")
+        raise RuntimeError(
+            f"{README} has no block {name!r}: put {begin.strip()} and {end} where it shall stand"
+        )
     README.write_text(f"{head}{begin}```\n{text}\n```\n{end}{tail}", encoding="utf-8")
 
 
