@@ -9,7 +9,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 # A release is taken into the lock when it is this old: most that are malicious are found out before.
 AGE_DAYS ?= 14
 
-.PHONY: help setup demo test test-fast fuzz chaos soak lint format bench sam2-proof audit licences wheelhouse lock clean
+.PHONY: help setup demo test test-fast fuzz chaos soak lint format bench screens sam2-proof audit licences wheelhouse lock clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ format: setup ## ruff's formatter
 
 bench: setup ## every benchmark; writes benchmarks/latest.json
 	$(BIN)/python -m benchmarks
+
+screens: setup ## the screens in README.md anew, from a worker that has jobs
+	$(BIN)/python -m benchmarks.screens
 
 sam2-proof: setup ## what fine-tuning pretrained weights is worth: BASE=sam2.1_hiera_tiny.pt DATASET=path EPOCHS= IMG_SIZE= TRAIN=all
 	@[ -n '$(BASE)' ] && [ -n '$(DATASET)' ] || \
