@@ -1,8 +1,8 @@
 """`make screens`: the screens of README.md anew, from a real worker that has real jobs.
 
-The daemon, behind its wall, trains on a few drawn pictures, refuses a data set that is none, looks at pictures, and is
-asked how it is while it trains again. What it then printed stands in README.md between `<!-- screen NAME -->` and
-`<!-- /screen NAME -->`.
+The daemon, behind its wall, trains on a few drawn pictures, refuses a data set that is none, looks at
+pictures, and is asked how it is while it trains again. What it then printed stands in README.md between
+`<!-- screen NAME -->` and `<!-- /screen NAME -->`.
 """
 
 from __future__ import annotations

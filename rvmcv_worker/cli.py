@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,7 +60,14 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --sandbox: for programs.")] = False,
 ) -> None:
-    """Check what the worker needs, one line each with what to do; the exit code says all."""
+    """Check what the worker needs, one line each with what to do; the exit code says all.
+
+    Root's is done as the installed service, by its user and with its credentials.
+    """
+    if file == DEFAULT_CONFIG:
+        from rvmcv_worker import as_service
+
+        as_service.take_over(sys.argv[1:])
     if wall:
         _show_sandbox(file, as_json=as_json)
         return

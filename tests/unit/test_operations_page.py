@@ -75,7 +75,8 @@ def read(page: Path) -> list[Section]:
     text = page.read_text(encoding="utf-8")
     quiet = _BLOCK.sub(lambda found: re.sub(r"[^\n]", ".", found.group()), text)
     starts = [
-        (found.start(), found.end(), *found.groups()) for found in re.finditer(r"^(#+) (.+)$", quiet, re.M)
+        (found.start(), found.end(), *found.groups())
+        for found in re.finditer(r"^(#+) (.+)$", quiet, re.MULTILINE)
     ]
     ends = [start for start, *_ in starts[1:]] + [len(text)]
     return [
@@ -237,7 +238,9 @@ def test_every_unit_is_one() -> None:
 def test_every_target_of_make_is_there() -> None:
     named = {line.split()[1] for line in TYPED if line.startswith("make ")}
     assert "wheelhouse" in named
-    assert named <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert named <= set(
+        re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def test_every_json_shown_is_json() -> None:
