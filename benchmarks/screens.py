@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from rvmcv_worker.demo.drawing import draw_dataset, draw_zip
+from rvmcv_worker.demo.material import DRAWN_TRAINING
 from rvmcv_worker.reference.server import ReferenceServer
 from tests.worker_process import WorkerProcess, eventually
 
@@ -27,11 +27,13 @@ README = Path(__file__).parents[1] / "README.md"
 JOB_TYPES = ("yolo11", "sam2", "inference", "batch-inference")
 COLUMNS = 100
 TIMEOUT_S = 300.0
-_PICTURES, _SIZE_PX = 64, 128
-_TRAINING = {"base_model": "yolo11n.yaml", "img_size": 64, "batch_size": 8, "seed": 3, "patience": 0}
-#: What systemd sets: the daemon then writes a line's priority in front of it and no time.
-_JOURNAL = {"JOURNAL_STREAM": "8:1"}
-_PRIORITY = re.compile(r"^<[0-7]>")
+_PICTURES, _SIZE_PX = 300, 256
+_EPOCHS = 6
+_TRAINING = {key: value for key, value in DRAWN_TRAINING.items() if key != "options"} | DRAWN_TRAINING[
+    "options"
+]
+#: A line of the daemon's without a journal: time, level, text.
+_STAMPED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) [A-Z]+ +(.*)")
 
 
 def main() -> int:
@@ -40,12 +42,11 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="rvmcv-") as directory,
         _stage(Path(directory)) as (server, worker),
     ):
-        lines = _Journal(worker.log_file)
         screens = {"doctor": _command(worker, "doctor")}
         _have_jobs(server, Path(directory))
         screens["status"] = _command(worker, "status")
         worker.close()
-        screens["journal"] = lines.close(worker.pid)
+        screens["journal"] = _journal(worker)
     for name, text in screens.items():
         print(text, end="\n\n")
         _put(name, text)
@@ -64,7 +65,6 @@ def _stage(directory: Path) -> Iterator[tuple[ReferenceServer, WorkerProcess]]:
             sandbox="required",
             job_types=JOB_TYPES,
             extra={"server": {"poll_wait_s": 25}, "worker": {"log_level": "INFO", "gpu": "none"}},
-            environment=_JOURNAL,
         ) as worker,
     ):
         eventually(server.workers)
@@ -79,22 +79,22 @@ def _free(port: int) -> bool:
 def _have_jobs(server: ReferenceServer, directory: Path) -> None:
     """Leave the worker in the middle of a training, with ends of several kinds behind it."""
     archive = draw_zip(
-        directory / "pictures.zip", train=_PICTURES, val=8, test=0, size_px=_SIZE_PX, seed=11, segment=False
+        directory / "pictures.zip", train=_PICTURES, val=40, test=0, size_px=_SIZE_PX, seed=11, segment=False
     )
     url = server.put_object("datasets", "bottles-and-cans.zip", archive)
     none = directory / "none.zip"
     none.write_bytes(b"no archive")
     bad_url = server.put_object("datasets", "none.zip", none)
-    server.wait_until_final(_train(server, url, epochs=3), TIMEOUT_S)
+    server.wait_until_final(_train(server, url, epochs=_EPOCHS), TIMEOUT_S)
     (model,) = server.models()
     server.activate(model["id"])
-    server.wait_until_final(_train(server, bad_url, epochs=3), TIMEOUT_S)
+    server.wait_until_final(_train(server, bad_url, epochs=_EPOCHS), TIMEOUT_S)
     draw_dataset(directory / "seen", train=2, val=0, test=0, size_px=_SIZE_PX, seed=12)
     for i, picture in enumerate(sorted((directory / "seen" / "images" / "train").iterdir())):
         image_url = server.put_object("datasets", f"{i}.jpg", picture)
         server.wait_until_final(server.request_inference(image_url=image_url), TIMEOUT_S)
     running = _train(server, url, epochs=100)
-    server.wait_for_job(running, lambda job: (job["progress"] or {}).get("epoch", 0) >= 5, TIMEOUT_S)
+    server.wait_for_job(running, lambda job: (job["progress"] or {}).get("epoch", 0) >= 3, TIMEOUT_S)
 
 
 def _train(server: ReferenceServer, url: str, *, epochs: int) -> str:
@@ -111,35 +111,16 @@ def _command(worker: WorkerProcess, name: str) -> str:
     return f"$ rvmcv-worker {name}\n{found.stdout.rstrip()}"
 
 
-class _Journal(threading.Thread):
-    """Notes when each line of the daemon's came, as journald does, and shows them as `journalctl` does."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(daemon=True)
-        self._file, self._ends = file, threading.Event()
-        self._lines: list[tuple[datetime, str]] = []
-        self.start()
-
-    def run(self) -> None:
-        with self._file.open(errors="replace") as log:
-            text = ""
-            while True:
-                last = self._ends.wait(0.05)
-                text += log.read()
-                *whole, text = text.split("\n")
-                self._lines += [(datetime.now().astimezone(), line) for line in whole]
-                if last:
-                    return
-
-    def close(self, pid: int) -> str:
-        """Return the journal of a daemon that has ended."""
-        self._ends.set()
-        self.join()
-        shown = [
-            f"{time:%b %d %H:%M:%S} vm102 rvmcv-worker[{pid}]: {_PRIORITY.sub('', line)}"
-            for time, line in self._lines
-        ]
-        return "\n".join(["$ journalctl -u rvmcv-worker", *shown])
+def _journal(worker: WorkerProcess) -> str:
+    """Return what the daemon has logged as `journalctl` shows it: the same text behind its own stamp."""
+    shown = []
+    for line in worker.log().splitlines():
+        if found := _STAMPED.fullmatch(line):
+            time = datetime.fromisoformat(found.group(1))
+            shown.append(f"{time:%b %d %H:%M:%S} vm102 rvmcv-worker[{worker.pid}]: {found.group(2)}")
+        else:
+            shown.append(line)
+    return "\n".join(["$ journalctl -u rvmcv-worker", *shown])
 
 
 def _put(name: str, text: str) -> None:

@@ -168,10 +168,10 @@ def test_the_commands_are_looked_at() -> None:
 
 def test_every_option_of_the_installer_is_there_and_told() -> None:
     shown = subprocess.run(["bash", INSTALLER, "--help"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"--[a-z0-9-]+", shown.stdout))
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", shown.stdout))
     typed = [text for text in TYPED if "install.sh" in text]
     told = [row[0] for row in section("Installing").rows]
-    named = set(re.findall(r"(?<!\w)--[a-z0-9-]+", " ".join([*typed, *told])))
+    named = set(re.findall(r"(?<!\w)--[a-z][a-z0-9-]+", " ".join([*typed, *told])))
     assert named == known
 
 
@@ -223,7 +223,7 @@ def test_every_path_of_ours_is_one_that_is_made_or_read() -> None:
     code = sorted((ROOT / "rvmcv_worker").glob("*.py"))
     known = "\n".join(file.read_text(encoding="utf-8") for file in (*SOURCES, *code))
     for path in named:
-        (last,) = re.findall(r"([^/]+)/?$", path.replace("<version>/", ""))
+        (last,) = re.findall(r"([^/]+?)(?:\.new)?/?$", path.replace("<version>/", ""))
         assert last in known, path
 
 
