@@ -21,6 +21,7 @@ from rvmcv_worker.config import (
     Settings,
     load_credentials,
 )
+from rvmcv_worker.control_client import ControlClient, ControlError
 from rvmcv_worker.controller import (
     Controller,
     ControllerError,
@@ -32,6 +33,7 @@ from rvmcv_worker.gpu_fault import job_bytes
 from rvmcv_worker.jobs import JOB_TYPES
 from rvmcv_worker.jobs.stub import Stub
 from rvmcv_worker.logs import redact
+from rvmcv_worker.protocol import WorkerState
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.terminal import plain
 from rvmcv_worker.token_source import TokenSource
@@ -85,6 +87,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield _gpu(settings)
     yield _disk(settings)
     yield _compute(settings)
+    yield _worker(settings)
 
 
 def _ca_file(settings: Settings) -> Iterator[Finding]:
@@ -139,6 +142,17 @@ def _jobs(settings: Settings) -> Finding:
     others = [name for name in JOB_TYPES if name not in {*claimed, Stub.name}]
     more = f"; not {', '.join(others)}, which [worker] job_types switches on" if others else ""
     return Finding("jobs", True, f"claims {', '.join(claimed)}{more}")
+
+
+def _worker(settings: Settings) -> Finding:
+    """Tell what the running worker says of itself: a unit of its own may keep it from what is well here."""
+    try:
+        status = ControlClient(settings.worker.runtime_dir).status()
+    except ControlError as error:
+        return Finding("worker", None, f"not looked at: {error}")
+    if status["state"] == WorkerState.DEGRADED:
+        return Finding("worker", None, f"runs, and is degraded: {'; '.join(status['reasons'])}")
+    return Finding("worker", True, f"runs, and is {status['state']}")
 
 
 def _wall(settings: Settings) -> Finding:

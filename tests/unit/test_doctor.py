@@ -9,6 +9,8 @@ import pytest
 
 from rvmcv_worker import doctor
 from rvmcv_worker.config import Settings
+from rvmcv_worker.health import HealthSocket
+from rvmcv_worker.routes import Answer
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,35 @@ def test_what_is_claimed_and_what_could_be_is_told(job_types: list[str], ok: boo
     assert finding.ok is ok
     assert said in finding.sentence
     assert "stub" not in finding.sentence.partition(": ")[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "reasons", "ok", "said"),
+    [
+        ("ready", [], True, "is ready"),
+        (
+            "degraded",
+            ["no wall, no claims", "GPU 0 is hot"],
+            None,
+            "degraded: no wall, no claims; GPU 0 is hot",
+        ),
+    ],
+)
+def test_what_the_running_worker_says_of_itself_is_told(
+    tmp_path: Path, state: str, reasons: list[str], ok: bool | None, said: str
+) -> None:
+    status = {"state": state, "reasons": reasons}
+    health = HealthSocket(tmp_path, {("GET", "/status"): lambda: Answer.of(status)})
+    health.start()
+    try:
+        found = doctor._worker(Settings.model_validate({"worker": {"runtime_dir": tmp_path}}))
+    finally:
+        health.close()
+    assert found.ok is ok
+    assert said in found.sentence
+
+
+def test_a_worker_that_does_not_run_is_no_fault_of_the_machine(tmp_path: Path) -> None:
+    found = doctor._worker(Settings.model_validate({"worker": {"runtime_dir": tmp_path}}))
+    assert found.ok is None
+    assert "does not run" in found.sentence
