@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -51,12 +52,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"a daemon left a secret that it was given: {found}", red=True)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear from one of several processes that ran tests side by side what its daemons left."""
+    _secrets_left.extend(getattr(node, "workeroutput", {}).get("secrets_left", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run in which a suite went over its budget, or a daemon left a secret in its log or its state."""
     if "RVMCV_FUZZ_MINUTES" in os.environ:
         return  # `make fuzz` takes as long as it was told, and starts no daemon
-    over = [suite for suite, spent_s in _spent_s.items() if spent_s > BUDGET_S.get(suite, 0)]
     _secrets_left.extend(canary.left_behind())
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["secrets_left"] = _secrets_left  # the process that started this one decides
+        return
+    over = [suite for suite, spent_s in _spent_s.items() if spent_s > BUDGET_S.get(suite, 0)]
     if (over or _secrets_left) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
