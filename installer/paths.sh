@@ -24,6 +24,7 @@ CONFIG=$ETC/config.toml
 CREDENTIALS=$ETC/credentials
 STATE=$ROOT/var/lib/rvmcv-worker
 RUN=$ROOT/run/rvmcv-worker
+WALL=$ROOT/run/rvmcv-worker-wall # for units that lay something over /proc: see the tmpfiles rule
 LOCK=$ROOT/run/rvmcv-worker-install.lock
 
 # Copies a file where it is not there yet or differs; says so.
@@ -52,7 +53,7 @@ remove() {
   for path in "$@"; do
     case $path in
       *//* | */../* | */.. | */./*) refuse "not removed, an odd path: $path" ;;
-      "$OPT" | "$OPT"/?* | "$ETC" | "$STATE" | "$RUN" | "$COMMAND" | "$SYSUSERS" | "$TMPFILES" | "$APPARMOR") ;;
+      "$OPT" | "$OPT"/?* | "$ETC" | "$STATE" | "$RUN" | "$WALL" | "$COMMAND" | "$SYSUSERS" | "$TMPFILES" | "$APPARMOR") ;;
       "$UNITS"/rvmcv-worker*) ;;
       *) refuse "not removed, none of the worker's paths: $path" ;;
     esac

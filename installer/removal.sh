@@ -21,7 +21,7 @@ remove_worker() {
     apparmor_parser --remove -- "$APPARMOR" || true
     remove "$APPARMOR"
   fi
-  remove "$COMMAND" "$SYSUSERS" "$TMPFILES" "$OPT" "$RUN"
+  remove "$COMMAND" "$SYSUSERS" "$TMPFILES" "$OPT" "$RUN" "$WALL"
   [ "$MODE" != purge ] || purge
   if [ "$CHANGES" -eq 0 ]; then
     say "rvmcv-worker is not installed here: nothing had to be changed"
