@@ -52,7 +52,7 @@ remove() {
   local path
   for path in "$@"; do
     case $path in
-      *//* | */../* | */.. | */./*) refuse "not removed, an odd path: $path" ;;
+      '' | *//* | */../* | */.. | */./* | */.) refuse "not removed, an odd path: $path" ;;
       "$OPT" | "$OPT"/?* | "$ETC" | "$STATE" | "$RUN" | "$WALL" | "$COMMAND" | "$SYSUSERS" | "$TMPFILES" | "$APPARMOR") ;;
       "$UNITS"/rvmcv-worker*) ;;
       *) refuse "not removed, none of the worker's paths: $path" ;;

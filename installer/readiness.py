@@ -40,6 +40,8 @@ def main(before_file: Path, version: str) -> int:
     try:
         now = json.loads(text)
     except ValueError:
+        now = None
+    if not isinstance(now, dict):
         print(f"it does not answer: {text.strip()[-300:]}")
         return 1
     reason = in_the_way(json.loads(before_file.read_text()), now, version)

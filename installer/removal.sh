@@ -34,6 +34,10 @@ remove_worker() {
 }
 
 agree_to_purge() {
+  local state_dir
+  state_dir=$(sed -nE 's/^state_dir = "([^"]*)".*/\1/p' "$CONFIG" 2>/dev/null || true)
+  [ -z "$state_dir" ] || [ "$ROOT$state_dir" = "$STATE" ] ||
+    note "[worker] state_dir was $state_dir, which is left alone: remove it by hand"
   [ -z "$YES" ] || return 0
   [ -e "$ETC" ] || [ -e "$STATE" ] || return 0
   { : </dev/tty; } 2>/dev/null || refuse "--purge removes $ETC and $STATE for good: say --yes, or run this at a terminal"
@@ -44,6 +48,10 @@ agree_to_purge() {
 }
 
 purge() {
+  local state_dir
+  state_dir=$(sed -nE 's/^state_dir = "([^"]*)".*/\1/p' "$CONFIG" 2>/dev/null || true)
+  [ -z "$state_dir" ] || [ "$ROOT$state_dir" = "$STATE" ] ||
+    note "[worker] state_dir was $state_dir, which is left alone: remove it by hand"
   remove "$ETC" "$STATE"
   if id -u "$SERVICE_USER" >/dev/null 2>&1; then
     userdel "$SERVICE_USER" || note "the user $SERVICE_USER is still there (see above): userdel $SERVICE_USER"

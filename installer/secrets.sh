@@ -25,7 +25,7 @@ read_secret() { # FILE
 
 # Reads a secret and writes it out; what no HTTP header can carry is refused without being shown.
 checked_secret() { # WHENCE
-  local secret
+  local secret LC_ALL=C # the range below is one of bytes
   secret=$(tr -d '\0\r')
   [ -n "$secret" ] || refuse "$1: empty: the secret is wanted, as it was issued"
   [[ ! $secret =~ [^!-~] ]] || refuse "$1: holds a space, a second line or no ASCII: the secret alone is wanted"
