@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -13,7 +13,9 @@ from rvmcv_worker import __version__, config
 from rvmcv_worker.cli_common import DEFAULT_CONFIG, ConfigFile, give_up, load
 from rvmcv_worker.cli_control import app as control
 from rvmcv_worker.cli_service import app as service
+from rvmcv_worker.events import Event, event
 from rvmcv_worker.exit_codes import ExitCode
+from rvmcv_worker.log_output import LogFormat
 
 app = typer.Typer(
     help="Claims computer-vision jobs of RVM-Server, runs them behind a wall, reports and wipes.",
@@ -31,7 +33,7 @@ app.add_typer(service)
 def run(
     file: ConfigFile = DEFAULT_CONFIG,
     log_format: Annotated[
-        Literal["text", "json"] | None,
+        LogFormat | None,
         typer.Option(help="Lines for people, or an object a line for programs; \\[worker] log_format else."),
     ] = None,
 ) -> None:
@@ -43,13 +45,26 @@ def run(
 
     settings = load(file)
     try:
-        raise typer.Exit(daemon.run(settings, log_format))
+        raise typer.Exit(daemon.run(config.load(file), log_format))
     except config.ConfigError as error:
-        give_up(str(error), ExitCode.CONFIG)
+        _do_not_start(str(error), ExitCode.CONFIG, log_format)
     except state_lock.AlreadyRunningError as error:
-        give_up(str(error), ExitCode.ALREADY_RUNNING)
+        _do_not_start(str(error), ExitCode.ALREADY_RUNNING, log_format)
     except ledger.LedgerUnavailableError as error:
-        give_up(f"{error}; make room on the disk, or see who holds it: fuser -v FILE", ExitCode.FAILED)
+        advice = "make room on the disk, or see who holds it: fuser -v FILE"
+        _do_not_start(f"{error}; {advice}", ExitCode.FAILED, log_format)
+
+
+def _do_not_start(message: str, code: ExitCode, log_format: LogFormat | None) -> NoReturn:
+    """Say why the daemon cannot begin: as an event for the journal and for programs, else to a person."""
+    from rvmcv_worker import journal, log_output
+
+    if log_format != "json" and not journal.has_stderr():
+        give_up(message, code)
+    log_output.configure("INFO", log_format or "text")
+    for line in message.splitlines():
+        event(Event.WORKER_NOT_STARTED).critical("{}", line)
+    raise typer.Exit(code)
 
 
 @app.command()

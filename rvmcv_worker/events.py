@@ -15,6 +15,7 @@ class Event(str, enum.Enum):
     """What has happened; a name never comes to mean another thing. docs/events.md tells what to do."""
 
     WORKER_STARTED = "worker.started"  #: the daemon is up; its line says what it claims and behind which wall
+    WORKER_NOT_STARTED = "worker.not_started"  #: the daemon cannot begin; the line says what is wrong
     WORKER_STOPPING = "worker.stopping"  #: a signal asked it to stop
     WORKER_STOPPED = "worker.stopped"  #: the last line of an orderly end
     WORKER_DIED = "worker.died"  #: a thread or the process met a fault of its own and the daemon ends

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from loguru import logger
 
-from rvmcv_worker import journal, log_output
+from rvmcv_worker import cli, journal, log_output
 from rvmcv_worker.events import Event, event
 from tests.journal_socket import JournalSocket, under_systemd
 
@@ -156,3 +157,17 @@ def test_the_variable_of_another_process_says_nothing_of_ours() -> None:
         for stream in ("8:1", "", "x")
     ]
     assert said == ["False"] * 3
+
+
+def test_why_the_daemon_cannot_begin_is_an_event(start: Start, tmp_path: Path) -> None:
+    start()
+    wrong = tmp_path / "config.toml"
+    wrong.write_text("[worker]\nidd = 'x'\n[server]\nurll = 1\n")
+    with JournalSocket(tmp_path / "socket") as taken:
+        with pytest.raises(typer.Exit):
+            cli.run(wrong)
+        entries = taken.entries()
+    assert {entry["PRIORITY"] for entry in entries} == {"2"}
+    assert {entry["RVMCV_EVENT"] for entry in entries} == {"worker.not_started"}
+    told = "".join(entry["MESSAGE"] for entry in entries)
+    assert "did you mean" in told
