@@ -43,7 +43,6 @@ def run(
     """
     from rvmcv_worker import daemon, ledger, state_lock
 
-    settings = load(file)
     try:
         raise typer.Exit(daemon.run(config.load(file), log_format))
     except config.ConfigError as error:
