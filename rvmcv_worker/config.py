@@ -96,7 +96,12 @@ class WorkerSettings(Section):
     """Who this worker is, what it takes on, and where it keeps its things."""
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "vm102"
-    job_types: Annotated[tuple[str, ...], Field(min_length=1)] = ("yolo11",)
+    job_types: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "yolo11",
+        "sam2",
+        "inference",
+        "batch-inference",
+    )
     state_dir: Path = Path("/var/lib/rvmcv-worker")
     runtime_dir: Path = Path("/run/rvmcv-worker")
     credentials_dir: Path | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rvmcv_worker import __version__, config, instance
 from rvmcv_worker.config import ConfigError, Settings
-from rvmcv_worker.controller import Controller, ControllerError
+from rvmcv_worker.controller import Controller, ControllerError, RequestRejectedError
 from rvmcv_worker.protocol import LaneClaims, WorkerState, WorkerStatus
 from rvmcv_worker.retry import Retry, RetryStoppedError
 from rvmcv_worker.token_source import TokenSource
@@ -70,7 +70,11 @@ def report(
     def tell() -> bool:
         if runs_again():
             return False
-        if controller.worker_status(status).superseded:
+        try:
+            answer = controller.worker_status(status)
+        except RequestRejectedError:  # a server of before `failure` may refuse the field; `reasons` say the same
+            answer = controller.worker_status(status.model_copy(update={"failure": None}))
+        if answer.superseded:
             raise NotReportedError(
                 "RVM-Server has since heard of another daemon of this worker's id, and takes that one's word"
             )
