@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -82,12 +82,12 @@ class _Moment(Collector):
             "1; its labels say which worker this is, behind which wall and with which NVIDIA driver.",
             value=about,
         )
-        yield _one_of(
+        now = condition.state()
+        yield _by(
             "rvmcv_worker_state",
             "1 for the state that the worker is in.",
             "state",
-            [state.value for state in WorkerState],
-            condition.state().value,
+            {state.value: state is now for state in WorkerState},
         )
         yield _gauge(
             "rvmcv_worker_ready",
@@ -99,6 +99,12 @@ class _Moment(Collector):
             "How long ago the main loop ticked; over 10 it hangs, and /healthz says so.",
             services.tick.age_s(),
         )
+        yield _by(
+            "rvmcv_worker_fault",
+            "1 for each fault that there is; /readyz and `rvmcv-worker status` have its sentence.",
+            "source",
+            dict.fromkeys(condition.fault_sources(), 1),
+        )
         wishes = condition.wishes()
         wish = GaugeMetricFamily(
             "rvmcv_worker_wish",
@@ -109,141 +115,146 @@ class _Moment(Collector):
             for desired in DesiredState:
                 wish.add_metric([by, desired.value], desired is wanted)
         yield wish
-        faults = GaugeMetricFamily(
-            "rvmcv_worker_fault",
-            "1 for each fault that there is; /readyz and `rvmcv-worker status` have its sentence.",
-            labels=["source"],
-        )
-        for source in condition.fault_sources():
-            faults.add_metric([source], 1)
-        yield faults
 
     def _lanes_and_jobs(self) -> Iterator[Metric]:
-        claims = GaugeMetricFamily(
+        slots = {loop.lane.value: loop.slots for loop in self._lanes}
+        yield _by(
             "rvmcv_lane_claims",
             "1 while the lane claims jobs; one without a job type never does.",
-            labels=["lane"],
+            "lane",
+            self._heartbeat.claims().model_dump(),
         )
-        for lane, claiming in self._heartbeat.claims().model_dump().items():
-            claims.add_metric([lane], claiming)
-        yield claims
-        slots = GaugeMetricFamily(
-            "rvmcv_lane_slots", "Jobs that may run in the lane at once.", labels=["lane"]
+        yield _by(
+            "rvmcv_lane_slots",
+            "Jobs that may run in the lane at once.",
+            "lane",
+            {lane: its.count for lane, its in slots.items()},
         )
-        free = GaugeMetricFamily(
+        yield _by(
             "rvmcv_lane_slots_free",
             "Of the lane's slots those that a job could have now; one of an unfit GPU is not.",
-            labels=["lane"],
+            "lane",
+            {lane: its.free() for lane, its in slots.items()},
         )
-        for loop in self._lanes:
-            slots.add_metric([loop.lane.value], loop.slots.count)
-            free.add_metric([loop.lane.value], loop.slots.free())
-        yield slots
-        yield free
         yield _gauge(
             "rvmcv_held_polls",
             "Polls that wait for RVM-Server's answer.",
             self._services.controller.held_polls,
         )
-        running = GaugeMetricFamily("rvmcv_jobs_running", "Attempts under way.", labels=["job_type"])
-        longest = GaugeMetricFamily(
+        ran_s: dict[str, list[float]] = {name: [] for name in self._services.settings.worker.job_types}
+        now_s = time.monotonic()
+        for job in self._services.condition.running():
+            ran_s[job.job_type].append(now_s - job.started_s)
+        yield _by(
+            "rvmcv_jobs_running",
+            "Attempts under way.",
+            "job_type",
+            {name: len(each) for name, each in ran_s.items()},
+        )
+        yield _by(
             "rvmcv_jobs_running_longest_seconds",
             "How long the attempt that began first has been running; 0 without one.",
-            labels=["job_type"],
+            "job_type",
+            {name: max(each, default=0.0) for name, each in ran_s.items()},
         )
-        jobs, now_s = self._services.condition.running(), time.monotonic()
-        for job_type in self._services.settings.worker.job_types:
-            ran_s = [now_s - job.started_s for job in jobs if job.job_type == job_type]
-            running.add_metric([job_type], len(ran_s))
-            longest.add_metric([job_type], max(ran_s, default=0.0))
-        yield running
-        yield longest
 
     def _engines(self) -> Iterator[Metric]:
-        asked = {engine.trust: engine for engine in self._services.engines.status()}
-        engines = [
-            asked.get(trust.value) or EngineStatus(trust=trust.value, state="stopped") for trust in Trust
-        ]
+        engines = {trust.value: EngineStatus(trust=trust.value, state="stopped") for trust in Trust}
+        engines |= {engine.trust: engine for engine in self._services.engines.status()}
         state = GaugeMetricFamily(
             "rvmcv_engine_state",
             "1 for the state that each inference engine is in.",
             labels=["engine", "state"],
         )
-        for engine in engines:
+        for name, engine in engines.items():
             for known in _ENGINE_STATES:
-                state.add_metric([engine.trust, known], known == engine.state)
+                state.add_metric([name, known], known == engine.state)
         yield state
-        for name, told, figures in (
-            (
-                "in_flight",
-                "Images that the engine is asked about now.",
-                {e.trust: e.in_flight for e in engines},
-            ),
-            ("answers_total", "Images that the engine has answered.", {e.trust: e.answered for e in engines}),
-            (
-                "replacements_total",
-                "How often the engine failed and a fresh one took its place.",
-                {e.trust: e.replaced for e in engines},
-            ),
-            (
-                "memory_bytes",
-                "Memory of the engine's processes.",
-                {e.trust: e.memory_mb * _MB for e in engines},
-            ),
-        ):
-            family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
-                f"rvmcv_engine_{name}", told, labels=["engine"]
-            )
-            for trust, figure in figures.items():
-                family.add_metric([trust], figure)
-            yield family
+        yield _by(
+            "rvmcv_engine_in_flight",
+            "Images that the engine is asked about now.",
+            "engine",
+            {name: engine.in_flight for name, engine in engines.items()},
+        )
+        yield _by(
+            "rvmcv_engine_answers_total",
+            "Images that the engine has answered.",
+            "engine",
+            {name: engine.answered for name, engine in engines.items()},
+        )
+        yield _by(
+            "rvmcv_engine_replacements_total",
+            "How often the engine failed and a fresh one took its place.",
+            "engine",
+            {name: engine.replaced for name, engine in engines.items()},
+        )
+        yield _by(
+            "rvmcv_engine_memory_bytes",
+            "Memory of the engine's processes.",
+            "engine",
+            {name: engine.memory_mb * _MB for name, engine in engines.items()},
+        )
 
     def _gpus(self) -> Iterator[Metric]:
         gpus = self._services.gpus
         readings, faults = gpus.readings(), gpus.faults()
+        known = {index: gpus.identity(index) for index in readings}
         about = InfoMetricFamily("rvmcv_gpu", "1; its labels say what the GPU is.", labels=["gpu"])
-        fit = GaugeMetricFamily(
+        for index, gpu in known.items():
+            about.add_metric([str(index)], {"uuid": gpu.uuid, "name": gpu.name})
+        yield about
+        yield _by(
             "rvmcv_gpu_fit",
             "1 while the GPU may get jobs; 0 while it is lost, hot, faulty or silent.",
-            labels=["gpu"],
+            "gpu",
+            {index: index not in faults for index in readings},
         )
-        size = GaugeMetricFamily("rvmcv_gpu_memory_size_bytes", "Memory that the GPU has.", labels=["gpu"])
-        used = GaugeMetricFamily(
-            "rvmcv_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", labels=["gpu"]
+        yield _by(
+            "rvmcv_gpu_memory_size_bytes",
+            "Memory that the GPU has.",
+            "gpu",
+            {index: gpu.memory_total_bytes for index, gpu in known.items()},
         )
-        own = GaugeMetricFamily(
+        answering = {index: reading for index, reading in readings.items() if reading}
+        yield _by(
+            "rvmcv_gpu_memory_used_bytes",
+            "Memory of the GPU in use, by anybody.",
+            "gpu",
+            {
+                index: known[index].memory_total_bytes - its.memory_free_bytes
+                for index, its in answering.items()
+            },
+        )
+        yield _by(
             "rvmcv_gpu_memory_own_bytes",
             "Memory of the GPU that this worker's processes hold.",
-            labels=["gpu"],
+            "gpu",
+            {index: its.memory_own_bytes for index, its in answering.items()},
         )
-        usage = GaugeMetricFamily(
-            "rvmcv_gpu_utilization_ratio", "How busy the GPU is, 0 to 1.", labels=["gpu"]
+        yield _by(
+            "rvmcv_gpu_utilization_ratio",
+            "How busy the GPU is, 0 to 1.",
+            "gpu",
+            {index: _ratio(its.utilization_pct) for index, its in answering.items()},
         )
-        heat = GaugeMetricFamily("rvmcv_gpu_temperature_celsius", "Temperature of the GPU.", labels=["gpu"])
-        power = GaugeMetricFamily("rvmcv_gpu_power_watts", "Power that the GPU draws.", labels=["gpu"])
-        ecc = GaugeMetricFamily(
+        yield _by(
+            "rvmcv_gpu_temperature_celsius",
+            "Temperature of the GPU.",
+            "gpu",
+            {index: its.temperature_c for index, its in answering.items()},
+        )
+        yield _by(
+            "rvmcv_gpu_power_watts",
+            "Power that the GPU draws.",
+            "gpu",
+            {index: its.power_w for index, its in answering.items()},
+        )
+        yield _by(
             "rvmcv_gpu_ecc_errors",
             "Uncorrectable memory errors of the GPU since its last reset.",
-            labels=["gpu"],
+            "gpu",
+            {index: its.ecc_errors for index, its in answering.items()},
         )
-        for index, reading in readings.items():
-            gpu, identity = [str(index)], gpus.identity(index)
-            about.add_metric(gpu, {"uuid": identity.uuid, "name": identity.name})
-            fit.add_metric(gpu, index not in faults)
-            size.add_metric(gpu, identity.memory_total_bytes)
-            if reading is None:
-                continue
-            used.add_metric(gpu, identity.memory_total_bytes - reading.memory_free_bytes)
-            own.add_metric(gpu, reading.memory_own_bytes)
-            for family, figure, unit in (
-                (usage, reading.utilization_pct, 0.01),
-                (heat, reading.temperature_c, 1),
-                (power, reading.power_w, 1),
-                (ecc, reading.ecc_errors, 1),
-            ):
-                if figure is not None:
-                    family.add_metric(gpu, figure * unit)
-        yield from (about, fit, size, used, own, usage, heat, power, ecc)
 
     def _backlog(self) -> Iterator[Metric]:
         backlog = self._services.ledger.backlog(_LEDGER_S)
@@ -290,13 +301,19 @@ class _Moment(Collector):
             return
 
 
-def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
+def _gauge(name: str, told: str, value: float) -> Metric:
     return GaugeMetricFamily(name, told, value=value)
 
 
-def _one_of(name: str, told: str, label: str, known: Iterable[str], is_now: str) -> GaugeMetricFamily:
-    """Return a gauge that is 1 for one of the known words, and 0 for the others."""
-    family = GaugeMetricFamily(name, told, labels=[label])
-    for word in known:
-        family.add_metric([word], word == is_now)
+def _by(name: str, told: str, label: str, figures: Mapping[Any, float | None]) -> Metric:
+    """Return a family with a sample for each value of a label, leaving out figures that nobody knows."""
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    family = kind(name, told, labels=[label])
+    for value, figure in figures.items():
+        if figure is not None:
+            family.add_metric([str(value)], figure)
     return family
+
+
+def _ratio(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100

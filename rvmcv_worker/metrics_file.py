@@ -46,8 +46,9 @@ class MetricsFile(threading.Thread):
         self._closing.set()
         if self.is_alive():
             self.join(_CLOSE_S)
-        with contextlib.suppress(OSError):
-            self._file.unlink()
+        if not self.is_alive():  # else its disk hangs, and would hold up the stop too
+            with contextlib.suppress(OSError):
+                self._file.unlink()
 
     def _write(self) -> None:
         text = self._text()
