@@ -43,7 +43,8 @@ class Event(str, enum.Enum):
     JOB_COMPLETED = "job.completed"  #: it is done; the final report follows
     JOB_FAILED = "job.failed"  #: it has failed; the line says by what code
     JOB_HANDED_BACK = "job.handed_back"  #: it goes back to the queue and is run again
-    JOB_CANCELLED = "job.cancelled"  #: RVM-Server cancelled it
+    JOB_CANCEL_ASKED = "job.cancel_asked"  #: the operator wants the job to end
+    JOB_CANCELLED = "job.cancelled"  #: RVM-Server or the operator cancelled it
     JOB_FENCED = "job.fenced"  #: its lease was lost: it is another's or over
     JOB_LEFT_BEHIND = "job.left_behind"  #: it could not be brought to an end now: it is handed back later
 

@@ -39,9 +39,7 @@ def _cancel(services: Services, job_id: str) -> Answer:
         return Answer.refusal(
             HTTPStatus.CONFLICT, f"{job_id} is ending already, as {reason.value if reason else ''}"
         )
-    event(Event.JOB_CANCELLED, job_id).info(
-        "asked on the socket to cancel: it ends, and RVM-Server is told so"
-    )
+    event(Event.JOB_CANCEL_ASKED, job_id).info("the operator cancels it: it ends, and RVM-Server is told so")
     return Answer.of({"job_id": job_id, "ending": StopReason.CANCELLED.value})
 
 

@@ -85,8 +85,6 @@ def _head(status: dict[str, Any]) -> Iterator[RenderableType]:
         yield _item(wish, "yellow")
     claims = ", ".join(lane for lane, claiming in status["claims"].items() if claiming)
     yield _labelled("claims", claims or "nothing", "" if claims else "yellow")
-    yield _labelled("server", status["server"])
-    yield _labelled("wall", status["sandbox"])
 
 
 def _running(jobs: list[dict[str, Any]], canvas: _Canvas) -> Iterator[RenderableType]:
@@ -152,6 +150,8 @@ def _rest(status: dict[str, Any]) -> Iterator[RenderableType]:
     yield _labelled("outbox", status_text.outbox(status), "" if status["outbox"] == 0 else "yellow")
     for engine in status["engines"]:
         yield _labelled("engine", status_text.engine(engine))
+    yield _labelled("server", status["server"])
+    yield _labelled("wall", status["sandbox"])
 
 
 def _ends(ends: list[dict[str, Any]], canvas: _Canvas) -> Iterator[RenderableType]:
@@ -166,7 +166,7 @@ def _ends(ends: list[dict[str, Any]], canvas: _Canvas) -> Iterator[RenderableTyp
             how = _text(f"{status_text.ended_as(end)}{error}", _END_STYLES.get(end["status"], ""))
             yield _indented(how + _text(f", took {took}, {ago} ago", "dim"))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table = Table(box=None, padding=(0, 2 if canvas.is_wide else 1, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("ago", justify="right", no_wrap=True)
     table.add_column("ended as", no_wrap=True)
     # Whole where it fits: an id is there to be copied.

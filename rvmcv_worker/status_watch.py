@@ -69,7 +69,7 @@ def watch(client: ControlClient, console: Console, every_s: float, *, as_json: b
         show: Callable[[], None]
         if as_json:
             show = lambda: _print_json(sight)  # noqa: E731 - as the two others
-        elif console.is_terminal:
+        elif console.is_terminal and not console.is_dumb_terminal:
             live = stack.enter_context(
                 Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
             )

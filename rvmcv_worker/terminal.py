@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,11 +16,14 @@ _PIPE_COLUMNS = 120
 
 
 def console() -> Console:
-    """Return a console for standard output: plain and wide where that is no terminal."""
-    is_terminal = sys.stdout.isatty()
+    """Return a console for standard output: wide where that is no terminal, and plain there and by NO_COLOR."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without ° and bars ends no command
+    if sys.stdout.isatty():
+        return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
     columns = os.environ.get("COLUMNS", "")
-    width = None if is_terminal else int(columns) if columns.isdigit() and int(columns) else _PIPE_COLUMNS
-    return Console(width=width, highlight=False, emoji=False, markup=False)
+    width = int(columns) if columns.isdigit() and int(columns) else _PIPE_COLUMNS
+    return Console(width=width, highlight=False)
 
 
 def plain(value: object) -> Text:
