@@ -52,12 +52,8 @@ class ControlClient:
         return self._call("GET", "/status")
 
     def tell(self, name: str) -> dict[str, Any]:
-        """Ask for ``drain``, ``pause`` or ``resume``. Raises `ControlError`."""
+        """Ask for ``drain``, ``pause``, ``resume`` or ``wipe-store``. Raises `ControlError`."""
         return self._call("POST", f"/control/{name}")
-
-    def wipe_store(self) -> dict[str, Any]:
-        """Have the model store emptied of what nothing uses. Raises `ControlError`."""
-        return self._call("POST", "/control/wipe-store")
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Have a running job end as cancelled. Raises `ControlError`."""

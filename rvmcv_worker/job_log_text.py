@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from rvmcv_worker.logs import escape
-from rvmcv_worker.terminal import console
+from rvmcv_worker.terminal import console, plain
 
 if TYPE_CHECKING:
     from rvmcv_worker.config import Settings
@@ -37,8 +37,15 @@ def tell(client: ControlClient, job_id: str, *, follow: bool) -> None:
         if page["lines"]:
             continue  # there may be more already
         if not (follow and page["running"]):
+            if offset == 0:
+                out.print(plain(f"nothing was said of it yet; it is {_standing(client.job(job_id))}"))
             return
         look.wait(_LOOK_S)
+
+
+def _standing(job: dict[str, Any]) -> str:
+    ended = ": ".join(str(job[name]) for name in ("status", "error_code") if job[name])
+    return f"{job['state']}{f', {ended}' if ended else ''}"
 
 
 def _shown(line: dict[str, Any]) -> Text:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loguru import logger
 
+from rvmcv_worker import log_line
 from rvmcv_worker.logs import escape, redact
 
 if TYPE_CHECKING:
@@ -100,9 +101,11 @@ class JobLogs:
     def hear(self, message: Message) -> None:
         """Take what the worker logs of a job: a sink of loguru's, which must not log itself."""
         record = message.record
-        if (job_id := record["extra"].get("job_id")) is not None:
-            text = _cut(escape(redact(record["message"])))
-            self._add(str(job_id), JobLine(record["time"], "worker", text, record["level"].name))
+        if (job_id := record["extra"].get("job_id")) is None:
+            return
+        said = f"{record['extra'].get('event', '')} {record['message']}".lstrip()
+        for text in (escape(redact(said)), *(f"  {line}" for line in log_line.trace(record))):
+            self._add(str(job_id), JobLine(record["time"], "worker", _cut(text), record["level"].name))
 
     def _add(self, job_id: str, line: JobLine) -> None:
         with self._lock:

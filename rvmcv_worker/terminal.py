@@ -16,7 +16,7 @@ _PIPE_COLUMNS = 120
 
 
 def console() -> Console:
-    """Return a console for standard output: wide where that is no terminal, and plain there and by NO_COLOR."""
+    """Return a console for standard output: wide where that is no terminal; plain there, and by NO_COLOR."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without ° and bars ends no command
     if sys.stdout.isatty():

@@ -18,7 +18,7 @@ class JobStatus(str, Enum):
     COMPLETED = "completed"
     #: Final: a worker failed it, or it was handed back too often.
     FAILED = "failed"
-    #: Final: cancelled by an admin.
+    #: Final: cancelled by an admin, or by its worker's operator, which its error then says.
     CANCELLED = "cancelled"
 
 
