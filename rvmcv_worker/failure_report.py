@@ -72,7 +72,9 @@ def report(
             return False
         try:
             answer = controller.worker_status(status)
-        except RequestRejectedError:  # a server of before `failure` may refuse the field; `reasons` say the same
+        except (
+            RequestRejectedError
+        ):  # a server of before `failure` may refuse the field; `reasons` say the same
             answer = controller.worker_status(status.model_copy(update={"failure": None}))
         if answer.superseded:
             raise NotReportedError(
