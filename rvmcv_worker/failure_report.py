@@ -1,6 +1,6 @@
 """Tells RVM-Server that the worker has failed for good: what the unit of `OnFailure=` runs.
 
-It speaks as the daemon that failed, under its `instance_id`: a new one would end the old one's attempts at
+It speaks as the daemon that failed, under its `instance_id`: a new one would end the old attempts at
 once, and a start within their leases could not bring their checkpoints to storage any more. It names no leases,
 so they run out, and other workers get the jobs.
 """
