@@ -35,8 +35,10 @@ class Repeats:
             return False
         extra = record["extra"]
         code = extra.get("details", {}).get("error_code") or record["message"]
-        kind = self._kinds.setdefault((extra.get("event", ""), code), _Kind(now_s, record))
-        kind.last = record
+        last = record.copy()
+        last["exception"] = None  # it would hold on to what its frames hold
+        kind = self._kinds.setdefault((extra.get("event", ""), code), _Kind(now_s, last))
+        kind.last = last
         kind.count += 1
         return kind.count > _TOLD
 
@@ -49,7 +51,7 @@ class Repeats:
 
 def _summary(kind: _Kind) -> Record:
     more = kind.count - _TOLD
-    record: Record = kind.last.copy()
+    record = kind.last
     extra = {key: value for key, value in record["extra"].items() if key != "job_id"}
     record["extra"] = {**extra, "details": {**extra.get("details", {}), "repeated": more}}
     record["message"] = f"{more} more like this in a minute, the last of them: {record['message']}"
