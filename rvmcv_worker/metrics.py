@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
@@ -20,6 +20,7 @@ from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
 from rvmcv_worker.engine_wire import Trust
 from rvmcv_worker.heartbeat import Heartbeat
+from rvmcv_worker.nvml import GpuIdentity, GpuReading
 from rvmcv_worker.protocol import DesiredState, EngineStatus, WorkerState
 from rvmcv_worker.routes import Answer
 
@@ -30,6 +31,46 @@ if TYPE_CHECKING:
 _LEDGER_S = 0.5
 _ENGINE_STATES = ("stopped", "starting", "idle", "busy")
 _MB = 1024**2
+
+#: A family each, what it says, and how its figure is read; None where it is not known.
+_ENGINE_FIGURES: tuple[tuple[str, str, Callable[[EngineStatus], float]], ...] = (
+    (
+        "rvmcv_engine_in_flight",
+        "Images that the engine is asked about now.",
+        lambda engine: engine.in_flight,
+    ),
+    ("rvmcv_engine_answers_total", "Images that the engine has answered.", lambda engine: engine.answered),
+    (
+        "rvmcv_engine_replacements_total",
+        "How often the engine failed and a fresh one took its place.",
+        lambda engine: engine.replaced,
+    ),
+    ("rvmcv_engine_memory_bytes", "Memory of the engine's processes.", lambda engine: engine.memory_mb * _MB),
+)
+_GPU_FIGURES: tuple[tuple[str, str, Callable[[GpuIdentity, GpuReading], float | None]], ...] = (
+    (
+        "rvmcv_gpu_memory_used_bytes",
+        "Memory of the GPU in use, by anybody.",
+        lambda gpu, its: gpu.memory_total_bytes - its.memory_free_bytes,
+    ),
+    (
+        "rvmcv_gpu_memory_own_bytes",
+        "Memory of the GPU that this worker's processes hold.",
+        lambda _, its: its.memory_own_bytes,
+    ),
+    (
+        "rvmcv_gpu_utilization_ratio",
+        "How busy the GPU is, 0 to 1.",
+        lambda _, its: None if its.utilization_pct is None else its.utilization_pct / 100,
+    ),
+    ("rvmcv_gpu_temperature_celsius", "Temperature of the GPU.", lambda _, its: its.temperature_c),
+    ("rvmcv_gpu_power_watts", "Power that the GPU draws.", lambda _, its: its.power_w),
+    (
+        "rvmcv_gpu_ecc_errors",
+        "Uncorrectable memory errors of the GPU since its last reset.",
+        lambda _, its: its.ecc_errors,
+    ),
+)
 
 
 class Metrics:
@@ -170,30 +211,8 @@ class _Moment(Collector):
             for known in _ENGINE_STATES:
                 state.add_metric([name, known], known == engine.state)
         yield state
-        yield _by(
-            "rvmcv_engine_in_flight",
-            "Images that the engine is asked about now.",
-            "engine",
-            {name: engine.in_flight for name, engine in engines.items()},
-        )
-        yield _by(
-            "rvmcv_engine_answers_total",
-            "Images that the engine has answered.",
-            "engine",
-            {name: engine.answered for name, engine in engines.items()},
-        )
-        yield _by(
-            "rvmcv_engine_replacements_total",
-            "How often the engine failed and a fresh one took its place.",
-            "engine",
-            {name: engine.replaced for name, engine in engines.items()},
-        )
-        yield _by(
-            "rvmcv_engine_memory_bytes",
-            "Memory of the engine's processes.",
-            "engine",
-            {name: engine.memory_mb * _MB for name, engine in engines.items()},
-        )
+        for family, told, figure in _ENGINE_FIGURES:
+            yield _by(family, told, "engine", {name: figure(engine) for name, engine in engines.items()})
 
     def _gpus(self) -> Iterator[Metric]:
         gpus = self._services.gpus
@@ -215,46 +234,9 @@ class _Moment(Collector):
             "gpu",
             {index: gpu.memory_total_bytes for index, gpu in known.items()},
         )
-        answering = {index: reading for index, reading in readings.items() if reading}
-        yield _by(
-            "rvmcv_gpu_memory_used_bytes",
-            "Memory of the GPU in use, by anybody.",
-            "gpu",
-            {
-                index: known[index].memory_total_bytes - its.memory_free_bytes
-                for index, its in answering.items()
-            },
-        )
-        yield _by(
-            "rvmcv_gpu_memory_own_bytes",
-            "Memory of the GPU that this worker's processes hold.",
-            "gpu",
-            {index: its.memory_own_bytes for index, its in answering.items()},
-        )
-        yield _by(
-            "rvmcv_gpu_utilization_ratio",
-            "How busy the GPU is, 0 to 1.",
-            "gpu",
-            {index: _ratio(its.utilization_pct) for index, its in answering.items()},
-        )
-        yield _by(
-            "rvmcv_gpu_temperature_celsius",
-            "Temperature of the GPU.",
-            "gpu",
-            {index: its.temperature_c for index, its in answering.items()},
-        )
-        yield _by(
-            "rvmcv_gpu_power_watts",
-            "Power that the GPU draws.",
-            "gpu",
-            {index: its.power_w for index, its in answering.items()},
-        )
-        yield _by(
-            "rvmcv_gpu_ecc_errors",
-            "Uncorrectable memory errors of the GPU since its last reset.",
-            "gpu",
-            {index: its.ecc_errors for index, its in answering.items()},
-        )
+        for family, told, figure in _GPU_FIGURES:
+            figures = {index: figure(known[index], its) for index, its in readings.items() if its}
+            yield _by(family, told, "gpu", figures)
 
     def _backlog(self) -> Iterator[Metric]:
         backlog = self._services.ledger.backlog(_LEDGER_S)
@@ -313,7 +295,3 @@ def _by(name: str, told: str, label: str, figures: Mapping[Any, float | None]) -
         if figure is not None:
             family.add_metric([str(value)], figure)
     return family
-
-
-def _ratio(percent: float | None) -> float | None:
-    return None if percent is None else percent / 100
