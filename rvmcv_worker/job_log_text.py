@@ -32,7 +32,7 @@ def tell(client: ControlClient, job_id: str, *, follow: bool) -> None:
         if page["lost"]:
             out.print(Text(f"… {page['lost']} earlier lines are not kept here", "dim"), soft_wrap=True)
         for line in page["lines"]:
-            out.print(_shown(line), soft_wrap=True)
+            out.print(drawn(line), soft_wrap=True)
         offset = page["next_offset"]
         if page["lines"]:
             continue  # there may be more already
@@ -48,7 +48,7 @@ def _standing(job: dict[str, Any]) -> str:
     return f"{job['state']}{f', {ended}' if ended else ''}"
 
 
-def _shown(line: dict[str, Any]) -> Text:
+def drawn(line: dict[str, Any]) -> Text:
     """Return a line as the journal has it; what a child printed is set off from it."""
     at = datetime.fromisoformat(line["at"]).astimezone().strftime("%H:%M:%S")
     if line["by"] == "child":

@@ -76,9 +76,9 @@ class JobLogs:
         self._running: dict[str, _Kept] = {}
         self._ended: collections.OrderedDict[str, _Kept] = collections.OrderedDict()
 
-    def listen(self) -> None:
-        """Hear of the worker's lines from now on."""
-        logger.add(self.hear, level="INFO", format="{message}", diagnose=False, backtrace=False)
+    def listen(self) -> int:
+        """Hear of the worker's lines from now on; returns loguru's number of the sink."""
+        return logger.add(self.hear, level="INFO", format="{message}", diagnose=False, backtrace=False)
 
     def open(self, job_id: str) -> None:
         """Keep the lines of a job from now on; one that comes back goes on where it was."""

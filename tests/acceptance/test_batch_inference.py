@@ -197,7 +197,8 @@ def test_a_stop_in_the_middle_of_a_part_takes_along_what_is_done(
     server.wait_for_job(job_id, lambda job: (job["progress"] or {}).get("images_done") == 8, PATIENCE_S)
     command = [sys.executable, "-m", "rvmcv_worker.cli", "status", "--config", str(worker.config_file)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "batch-inference: attempt 1, infer, 67 %, 8 of 12 images, " in shown
+    assert f"{job_id}  batch-inference, attempt 1, " in shown
+    assert " 67 %  infer, 8 of 12 images, " in shown
     assert worker.stop() == 0
     job = server.job(job_id)
     assert (job["status"], job["attempts"][0]["error"]["code"]) == ("queued", "worker_stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +24,7 @@ from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.server import ReferenceServer
 from rvmcv_worker.reference.settings import Settings, Timing
 from tests.front import front
+from tests.watched import Watched
 from tests.worker_process import WorkerProcess, eventually, still_alive
 
 LONG = {"steps": 10_000, "step_s": 0.05}
@@ -285,8 +287,15 @@ def test_status_shows_what_runs_and_what_ended_and_no_secret(
     end = next(end for end in status["last_ends"] if end["job_id"] == ended)
     assert (end["status"], end["error_code"]) == ("failed", "dataset_invalid")
     text = _cli(worker, "status").stdout
-    for said in ("vm102: busy", "claims jobs of: train", job_id, f"{ended} stub: failed (dataset_invalid)"):
-        assert said in text
+    assert "vm102 is busy" in text
+    assert re.search(
+        rf"^{job_id}  stub, attempt 1, since .*\n  █*░+ +\d+ %  train, epoch \d+/10000", text, re.MULTILINE
+    )
+    assert re.search(rf"failed +{ended} +stub +[0-9.]+ s +dataset_invalid$", text, re.MULTILINE)
+    assert (status["gpus"], status["no_gpus"]) == ([], "no NVIDIA driver")
+    assert status["disk"].keys() == {"free_gb", "floor_gb", "workspace_gb", "model_store_gb", "looked_ago_s"}
+    assert status["disk"]["free_gb"] > status["disk"]["floor_gb"] == 0.5
+    assert "free (floor 0.5 GB)" in text
     assert json.loads(_cli(worker, "status", "--json").stdout).keys() == status.keys()
     with contextlib.closing(sqlite3.connect(worker.state_dir / "ledger.sqlite3")) as ledger:
         ((lease_token,),) = ledger.execute("SELECT lease_token FROM claims").fetchall()
@@ -294,15 +303,151 @@ def test_status_shows_what_runs_and_what_ended_and_no_secret(
         assert secret not in text + json.dumps(status)
 
 
+def test_cancel_ends_a_job_for_good_and_says_who_it_was(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    family = worker.tree()
+    cancelled = _cli(worker, "cancel", job_id, "--wait", "--timeout", "30")
+    assert cancelled.returncode == ExitCode.OK, cancelled.stderr
+    assert f"{job_id} is over: cancelled" in cancelled.stdout
+    job = server.job(job_id)  # at once: the report is delivered when the command returns
+    assert (job["status"], job["error"]["code"], job["result"]) == (
+        "cancelled",
+        "cancelled_by_operator",
+        None,
+    )
+    assert "by its operator" in job["error"]["message"]
+    assert still_alive(family) == []
+    assert worker.workspace_files() == []
+    assert server.wait_until_final(_queue(server, {"steps": 1}), 30)["status"] == "completed"
+    assert len(server.job(job_id)["attempts"]) == 1, "it did not come again"
+    again = _cli(worker, "cancel", job_id)
+    assert (again.returncode, again.stderr) == (
+        ExitCode.FAILED,
+        f"{job_id} does not run here; running: nothing\n",
+    )
+
+
+def test_cancel_names_what_runs_and_leaves_it(server: ReferenceServer, worker: WorkerProcess) -> None:
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    other = _cli(worker, "cancel", "no-such-job")
+    assert other.returncode == ExitCode.FAILED
+    assert f"no-such-job does not run here; running: {job_id}" in other.stderr
+    assert _cli(worker, "cancel", "../etc").returncode == 2
+    assert server.job(job_id)["status"] == "processing"
+    waited = _cli(worker, "cancel", job_id, "--wait", "--timeout", "0")
+    assert waited.returncode == ExitCode.TIMED_OUT
+    assert server.wait_until_final(job_id, 30)["status"] == "cancelled", "the wish holds"
+
+
+def test_logs_shows_the_workers_lines_and_the_childs_until_the_end(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    job_id = _queue(server, {"steps": 40, "step_s": 0.05, "then": "flood_log", "at_most_bytes": 700_000})
+    _processing(server, job_id)
+    with _begun(worker, "logs", job_id, "--follow") as following:
+        said = following.communicate(timeout=30)[0].splitlines()
+    assert following.returncode == ExitCode.OK
+    assert "job.claimed stub, attempt 1" in said[0]
+    assert sum("  | a line that goes on and on" in line.replace("<0>", "") for line in said) > 500
+    assert any("job.completed" in line for line in said)
+    assert server.job(job_id)["status"] == "completed"
+    later = _cli(worker, "logs", job_id).stdout
+    assert "earlier lines are not kept here" in later, "what is kept has a limit"
+    assert len(later) < 400_000
+    assert "job.completed" in later
+
+
+def test_logs_says_where_to_look_for_what_is_gone(server: ReferenceServer, worker: WorkerProcess) -> None:
+    gone = _cli(worker, "logs", "train-gone")
+    assert gone.returncode == ExitCode.FAILED
+    assert "train-gone neither runs here nor ended here lately" in gone.stderr
+    assert "journalctl -u rvmcv-worker RVMCV_JOB_ID=train-gone" in gone.stderr
+    assert "s3://models/cv/train-gone/attempt-<N>/" in gone.stderr
+
+
+def test_the_model_store_is_emptied_but_for_what_a_running_job_may_use(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    store = worker.state_dir / "models"
+    used, unused = store / ("a" * 64), store / ("b" * 64)
+    unused.write_bytes(b"unused")
+    long_ago_s = time.time() - 3600
+    os.utime(unused, (long_ago_s, long_ago_s))
+    job_id = _queue(server, LONG)
+    _processing(server, job_id)
+    used.write_bytes(b"used")
+    client = ControlClient(worker.config_file.parent / "run")
+    assert client.tell("wipe-store")["removed"] == 1
+    assert (used.exists(), unused.exists()) == (True, False)
+    client.cancel(job_id)
+    client.wait_over(job_id, 30)
+    eventually(lambda: not _status(worker)["claiming"])
+    assert client.tell("wipe-store") == {"removed": 1, "model_store_gb": 0.0}
+    assert not used.exists()
+
+
+def test_a_watch_goes_on_while_the_worker_is_stopped_and_ends_at_ctrl_c(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    with Watched(_command(worker, "status", "--watch", "0.2"), rows=12, columns=80) as watched:
+        watched.wait_for("vm102 is ready")
+        watched.wait_for("more lines: a larger window shows them")
+        worker.stop()
+        watched.wait_for("the worker does not run")
+        worker.start()
+        eventually(lambda: _answers(worker))
+        watched.forget()
+        watched.wait_for("vm102 is ready")
+        watched.resize(rows=40, columns=60)
+        watched.wait_for("Last ends")
+        watched.press(b"\x03")
+        assert watched.wait() == ExitCode.OK
+    assert watched.seen.endswith(b"\x1b[?25h\x1b[?1049l"), "the terminal is as it was"
+    assert b"\x1b[2J" not in watched.seen, "nothing flickers"
+
+
+def test_a_watch_of_a_worker_that_hangs_says_so(server: ReferenceServer, worker: WorkerProcess) -> None:
+    with Watched(_command(worker, "status", "--watch", "0.2"), rows=24, columns=80) as watched:
+        watched.wait_for("vm102 is ready")
+        worker.send(signal.SIGSTOP)
+        try:
+            watched.wait_for("it hangs")
+        finally:
+            worker.send(signal.SIGCONT)
+        watched.forget()
+        watched.wait_for("vm102 is ready")
+        watched.end()  # by SIGTERM
+        assert watched.wait() == ExitCode.OK
+    assert watched.seen.endswith(b"\x1b[?1049l")
+
+
+def test_a_watch_into_a_pipe_is_plain_lines(server: ReferenceServer, worker: WorkerProcess) -> None:
+    with _begun(worker, "status", "--watch", "0.2", "--json") as watching:
+        for _ in range(2):
+            assert json.loads(watching.stdout.readline())["worker_id"] == "vm102"
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == ExitCode.OK
+    with _begun(worker, "status", "--watch", "0.2") as watching:
+        assert re.fullmatch(r"\d\d:\d\d:\d\d\n", watching.stdout.readline())
+        assert watching.stdout.readline().startswith("vm102 is ready  rvmcv-worker")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == ExitCode.OK
+
+
 def test_a_command_without_a_worker_or_with_a_wrong_config_says_so(
     tmp_path: Path, server: ReferenceServer
 ) -> None:
     worker = WorkerProcess(tmp_path / "worker", server)
-    for command in ("status", "drain", "pause", "resume"):
-        answer = _cli(worker, command)
+    for command in (["status"], ["drain"], ["pause"], ["resume"], ["cancel", "job"], ["logs", "job"]):
+        answer = _cli(worker, *command)
         assert answer.returncode == ExitCode.NOT_RUNNING
         assert f"the worker does not run: nobody listens on {tmp_path}" in answer.stderr
     assert _cli(worker, "drain", "--timeout", "3").returncode == 2
+    assert _cli(worker, "status", "3").returncode == 2
     worker.config_file.write_text("[worker]\nruntime_dirr = 'x'")
     assert _cli(worker, "status").returncode == ExitCode.CONFIG
 
@@ -400,4 +545,4 @@ def test_worker_status_says_when_there_is_no_storage(tmp_path: Path) -> None:
         assert status["state"] == "ready", "it is no fault"
         assert "no storage" in status["reasons"][0]
         assert "upload-model only" in status["reasons"][0]
-        assert "note: no storage" in _cli(worker, "status").stdout
+        assert "! no storage" in _cli(worker, "status").stdout

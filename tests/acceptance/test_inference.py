@@ -269,7 +269,7 @@ def test_the_status_shows_the_engines(
     infer(url)
     command = [sys.executable, "-m", "rvmcv_worker.cli", "status", "--config", str(worker.config_file)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "engine for other models: idle on cpu" in said
+    assert "engine  other models: idle on cpu" in said
     eventually(lambda: any(e["answered"] for e in server.workers()[0]["status"]["engines"]))
 
 

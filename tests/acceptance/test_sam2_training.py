@@ -206,7 +206,8 @@ def test_a_running_one_is_shown_and_can_be_cancelled(
     server.wait_for_job(job_id, lambda job: len(job["history"]) >= 1, PATIENCE_S)
     command = [sys.executable, "-m", "rvmcv_worker.cli", "status", "--config", str(worker.config_file)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"{job_id} sam2: attempt 1, train" in said
+    assert f"{job_id}  sam2, attempt 1, " in said
+    assert " %  train, epoch " in said
     assert "/100000" in said
     assert server.job(job_id)["mask_scores"]["improved"] is None
     server.cancel(job_id)

@@ -18,14 +18,18 @@ import requests
 from loguru import logger
 from rich.console import Console
 
-from rvmcv_worker import doctor, log_line, log_output, logs, status_text
+from rvmcv_worker import doctor, log_line, log_output, logs
 from rvmcv_worker.answers import excerpt
 from rvmcv_worker.child_log import ChildLog
 from rvmcv_worker.compute.printable import printable
 from rvmcv_worker.config import Settings
 from rvmcv_worker.demo.report import print_facts
 from rvmcv_worker.events import Event, event
+from rvmcv_worker.job_log_text import drawn as job_line
+from rvmcv_worker.job_logs import JobLogs
 from rvmcv_worker.reference.server import ReferenceServer
+from rvmcv_worker.status_view import StatusView
+from rvmcv_worker.terminal import print_plain
 from rvmcv_worker.urls import shown
 from tests.evil_strings import EVIL, is_one_harmless_line
 from tests.fault_stage import open_stage
@@ -181,16 +185,70 @@ def _status(evil: str) -> dict[str, Any]:
         "running": [job],
         "claiming": 0,
         "outbox": 0,
+        "gpus": [
+            {
+                "index": 0,
+                "name": evil,
+                "utilization_pct": 1.0,
+                "memory_used_mb": 1,
+                "memory_total_mb": 2,
+                "temperature_c": 50,
+                "power_w": None,
+            }
+        ],
+        "no_gpus": None,
+        "disk": {
+            "free_gb": 1.0,
+            "floor_gb": 2.0,
+            "workspace_gb": 0.0,
+            "model_store_gb": None,
+            "looked_ago_s": 0.1,
+        },
         "last_ends": [end],
     }
 
 
 @evil_texts
 def test_nothing_forges_a_line_of_the_status(evil: str) -> None:
-    lines = list(status_text.lines(_status(evil)))
-    assert len(lines) == 11
+    lines = _printed(lambda console: print_plain(console, StatusView(_status(evil)))).split("\n")
+    assert len(lines) == len(
+        _printed(lambda console: print_plain(console, StatusView(_status("x")))).split("\n")
+    )
     assert all(map(is_one_harmless_line, lines))
+    for width in (20, 60, 120):
+        with io.StringIO() as stream:
+            Console(file=stream, width=width, color_system="truecolor", force_terminal=True).print(
+                StatusView(_status(evil))
+            )
+            # What acts is of the drawing alone: letters and colours of its own.
+            drawn = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+        assert all(map(is_one_harmless_line, drawn.removesuffix("\n").split("\n")))
     assert json.dumps(_status(evil)).isprintable(), "what `status --json` prints"
+
+
+@evil_texts
+def test_nothing_forges_a_line_of_a_jobs_log(tmp_path: Path, evil: str) -> None:
+    job_logs = JobLogs()
+    sink = job_logs.listen()
+    try:
+        job_logs.open("job")
+        log = ChildLog(tmp_path / "train.log", 100_000, lambda line: job_logs.print("job", line))
+        log.feed(f"{evil}\n".encode("utf-8", "surrogatepass"))
+        log.close()
+        try:
+            raise ValueError(evil)
+        except ValueError:
+            logger.bind(job_id="job").opt(exception=True).error("the server said {}", evil)
+        page = job_logs.read("job", 0)
+    finally:
+        logger.remove(sink)
+    assert page is not None
+    assert [line.by for line in page.lines][-1] == "worker"
+    assert len(page.lines) > 3
+    assert all(is_one_harmless_line(line.text) for line in page.lines)
+    told = {"at": "2026-01-09T19:30:00+00:00", "by": "child", "level": evil, "text": evil}
+    for by in ("child", "worker"):
+        assert is_one_harmless_line(job_line({**told, "by": by}).plain)
 
 
 @evil_texts
