@@ -291,7 +291,7 @@ def test_status_shows_what_runs_and_what_ended_and_no_secret(
     assert re.search(
         rf"^{job_id}  stub, attempt 1, since .*\n  █*░+ +\d+ %  train, epoch \d+/10000", text, re.MULTILINE
     )
-    assert re.search(rf"failed +{ended} +stub +[0-9.]+ s +dataset_invalid$", text, re.MULTILINE)
+    assert re.search(rf"failed +{ended} +(stub +)?[0-9.]+ s +dataset_invalid$", text, re.MULTILINE)
     assert (status["gpus"], status["no_gpus"]) == ([], "no NVIDIA driver")
     assert status["disk"].keys() == {"free_gb", "floor_gb", "workspace_gb", "model_store_gb", "looked_ago_s"}
     assert status["disk"]["free_gb"] > status["disk"]["floor_gb"] == 0.5
