@@ -38,11 +38,14 @@ demo: setup ## a training, then inferences, on an embedded RVM-Server; DATASET=p
 	  $(if $(IMG_SIZE),--img-size $(IMG_SIZE)) $(if $(SAM2),--sam2 '$(SAM2)') \
 	  $(if $(filter-out 0,$(SEGMENT)),--segment) --json summary.json
 
-test: setup ## the whole suite
-	$(BIN)/python -m pytest
+# Two files of tests at a time: most of them wait for others. In the order of their names the short ones come last.
+SIDE_BY_SIDE := -n $(or $(PROCESSES),2) --dist loadfile --no-loadscope-reorder
+
+test: setup ## the whole suite, in PROCESSES=2
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: setup ## what is quick, for while one works
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 fuzz: setup ## feed every reader of others' data with rubbish for MINUTES=10
 	RVMCV_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/security/test_fuzz.py tests/security/test_fuzzed_daemon.py

@@ -38,7 +38,13 @@ class WorkerProcess:
         environment: dict[str, str] | None = None,
         program: tuple[str, ...] = ("-m", "rvmcv_worker.cli"),
     ) -> None:
-        self.environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(environment or {})}
+        # One thread a child, as in `conftest.py`.
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            **(environment or {}),
+        }
         self._program = program
         self.state_dir = directory / "state"
         self.ledger_file = self.state_dir / "ledger.sqlite3"
