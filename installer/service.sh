@@ -48,8 +48,8 @@ start_service() {
       STARTED_AT=$(date +%s.%6N)
       systemctl restart "$UNIT" || true
       changed "restarted: $UNIT"
-    elif [ -n "$SECRETS_CHANGED" ]; then
-      systemctl reload "$UNIT" || note "the worker has not taken the new token yet: systemctl reload rvmcv-worker"
+    else
+      hand_over_secrets
     fi
     return
   fi
@@ -58,6 +58,11 @@ start_service() {
   if systemctl start "$UNIT"; then
     changed "started: $UNIT"
   fi
+}
+
+hand_over_secrets() {
+  [ -z "$SECRETS_CHANGED" ] || systemctl reload "$UNIT" ||
+    note "the worker has not taken the new token: systemctl reload rvmcv-worker"
 }
 
 last_words() { # SINCE

@@ -23,13 +23,15 @@ upgrade() { # FROM
   back_up_ledger || { go_back "the ledger could not be backed up"; exit 1; }
   restore_wish
   put_service_files "$RELEASE"
-  put_secrets
   switch_to "$RELEASE"
   start_anew
   wait_ready || { go_back "$WHY_NOT_READY"; exit 1; }
   printf '%s\n' "$UPGRADE_FROM" >"$OPT/previous"
   end_upgrade_note
   enable_units
+  # Only now: a token that is wrong is not the new release's fault, and going back would not mend it.
+  put_secrets
+  hand_over_secrets
   offer_new_config "$UPGRADE_FROM"
   say "upgraded from $UPGRADE_FROM to $RELEASE"
 }
