@@ -227,7 +227,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             extra={"storage": {"s3_endpoint": storage.url}, "inference": {"backend": "torch"}},
         )
         without_keys = WorkerProcess(
-            root / "without-keys", server, url=network.url, s3_keys=False, worker_id="vm103", scale=0.02
+            root / "without-keys",
+            server,
+            url=network.url,
+            s3_keys=False,
+            worker_id="vm103",
+            scale=0.02,
+            extra={"worker": {"log_format": "json"}},
         )
         workers = (with_keys, without_keys)
         watch = Watch(Canaries(secrets), workers)
