@@ -1,8 +1,8 @@
 """Tells RVM-Server that the worker has failed for good: what the unit of `OnFailure=` runs.
 
 It speaks as the daemon that failed, under its `instance_id`: a new one would end the old attempts at
-once, and a start within their leases could not bring their checkpoints to storage any more. It names no leases,
-so they run out, and other workers get the jobs.
+once, and a start within their leases could not bring their checkpoints to storage any more. It names no
+leases, so they run out, and other workers get the jobs.
 """
 
 from __future__ import annotations

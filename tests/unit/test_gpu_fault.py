@@ -41,8 +41,8 @@ def test_a_hot_gpu_must_cool_down_below_the_limit() -> None:
 
 
 def test_memory_of_our_own_counts_as_free() -> None:
-    assert _kind(replace(WELL, memory_free_bytes=21 * GIB)) is FaultKind.FULL
-    assert _kind(replace(WELL, memory_free_bytes=19 * GIB, memory_own_bytes=3 * GIB)) is None
+    assert _kind(replace(WELL, memory_free_bytes=18 * GIB)) is FaultKind.FULL
+    assert _kind(replace(WELL, memory_free_bytes=16 * GIB, memory_own_bytes=3 * GIB)) is None
 
 
 def test_only_a_gpu_off_the_bus_ends_its_job() -> None:
