@@ -1,4 +1,4 @@
-"""A job on an installed machine: behind the wall inside the hardened unit, through stops, kills and power cuts."""
+"""A job on an installed machine: behind the wall in the hardened unit, through stops, kills, power cuts."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ _LOOK = """
 import glob, os
 def _found(token):
     found = []
-    places = ["/etc/rvmcv-worker", "/run/credentials", "/run/rvmcv-worker", "/var/lib/rvmcv-worker", "/proc", "/tmp",
-              "/dev/shm", "/root", os.getcwd()]
+    places = ["/etc/rvmcv-worker", "/run/credentials", "/run/rvmcv-worker", "/var/lib/rvmcv-worker", "/proc",
+              "/tmp", "/dev/shm", "/root", os.getcwd()]
     for place in places:
         for directory, _, files in os.walk(place):
             if place == "/proc" and directory.count("/") > 2:
@@ -35,12 +35,14 @@ def _found(token):
                     pass
     return sorted(set(found))
 """
-#: Makes a stub job that does so, and gives what it has found as its model. It does not know the token: it is
-#: told the reverse of it.
+#: Makes a stub job that does so, and gives what it has found as its model. It is told the
+#: token, so that it knows one when it sees one, in reverse.
 _HOSTILE = f"""
 {_LOOK}
 def _look_for_the_token(job, child):
-    (child.directory / "model.bin").write_text(__import__("json").dumps(_found(job["reversed"][::-1].encode())))
+    import json
+    found = _found(job["reversed"][::-1].encode())
+    (child.directory / "model.bin").write_text(json.dumps(found))
 ENDINGS["look_for_the_token"] = _look_for_the_token
 """
 
