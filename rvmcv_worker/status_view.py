@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
@@ -158,7 +159,8 @@ def _ends(ends: list[dict[str, Any]], canvas: _Canvas) -> Iterator[RenderableTyp
     yield _title("Last ends" if ends else "Last ends: none since the start")
     if not ends:
         return
-    if canvas.is_narrow:
+    # An id is there to be copied: where it would have to be broken, each end has two lines.
+    if max(cell_len(escape(end["job_id"])) for end in ends) > canvas.width - _ENDS_COLUMNS:
         for end in ends:
             yield _text(end["job_id"])
             error = f" {end['error_code']}" if end["error_code"] else ""
@@ -169,9 +171,7 @@ def _ends(ends: list[dict[str, Any]], canvas: _Canvas) -> Iterator[RenderableTyp
     table = Table(box=None, padding=(0, 2 if canvas.is_wide else 1, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("ago", justify="right", no_wrap=True)
     table.add_column("ended as", no_wrap=True)
-    # Whole where it fits: an id is there to be copied.
-    longest = max(len(escape(end["job_id"])) for end in ends)
-    table.add_column("job", overflow="fold", no_wrap=longest <= canvas.width - _ENDS_COLUMNS)
+    table.add_column("job", no_wrap=True)
     if canvas.is_wide:
         table.add_column("type", overflow="fold")
     table.add_column("took", justify="right", no_wrap=True)

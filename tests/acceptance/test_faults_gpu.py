@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rvmcv_worker.control_client import ControlClient
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.server import ReferenceServer
 from tests.fake_nvml import FakeNvml
@@ -261,6 +263,10 @@ def test_nvml_that_hangs_holds_up_nothing_else(
     status = _status(server)
     assert status["claims"]["train"] is False
     assert status["gpus"][0]["utilization_pct"] is None
+    start_s = time.monotonic()
+    (gpu,) = ControlClient(worker.config_file.parent / "run").status()["gpus"]
+    assert time.monotonic() - start_s < 5, "nor does the operator wait for it"
+    assert (gpu["name"], gpu["utilization_pct"]) == ("Fake RTX 0", None)
     eventually(lambda: _status(server)["uptime_s"] > status["uptime_s"])  # the worker status goes on
     job = server.wait_until_final(running, 30)
     assert (job["status"], job["attempt"]) == ("completed", 1)

@@ -67,3 +67,13 @@ def test_a_directory_counts_with_what_lies_in_it(files: EngineFiles, tmp_path: P
     files.give_back("exports/k")
     files.take("b", _writes(1))
     assert not (tmp_path / "exports/k").exists()
+
+
+def test_what_nobody_needs_can_be_dropped(files: EngineFiles, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        files.take(name, _writes(10))
+    files.give_back("b")
+    files.drop_unused()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    files.take("b", _writes(10))
+    files.take("a", _never)

@@ -168,3 +168,15 @@ def test_a_file_that_others_could_read_is_closed_to_them(file: Path) -> None:
     file.chmod(0o644)
     Ledger(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_what_waits_is_named_without_waiting_for_a_ledger_that_hangs(file: Path) -> None:
+    ledger = Ledger(file)
+    ledger.begin_claim("job1", "yolo11", "c1")
+    ledger.finish("job1", _report("job1"))
+    ledger.begin_claim("job2", "yolo11", "c2")
+    waiting = ledger.waiting(1.0)
+    assert waiting is not None
+    assert (waiting.claims, waiting.reports) == ({"job2"}, {"job1"})
+    with ledger._lock:  # as long as a write hangs
+        assert ledger.waiting(0.01) is None

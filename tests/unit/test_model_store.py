@@ -19,7 +19,7 @@ from rvmcv_worker.errors import (
     ModelUnavailableError,
 )
 from rvmcv_worker.interrupt import Interrupt
-from rvmcv_worker.model_store import ModelStore
+from rvmcv_worker.model_store import EXPORTS, ModelStore
 from rvmcv_worker.storage import Storage
 from rvmcv_worker.token_source import TokenSource
 from tests.file_server import FileServer, give, sha256_of, status
@@ -155,6 +155,22 @@ def test_trim_removes_what_a_killed_daemon_left(store: ModelStore, tmp_path: Pat
         os.utime(directory / name, (time.time() - age_s,) * 2)
     store.trim()
     assert _names(directory) == {".part-new"}
+
+
+def test_an_emptied_store_keeps_what_was_used_lately(store: ModelStore, tmp_path: Path) -> None:
+    directory = tmp_path / "state" / "models"
+    kept = []
+    for number, age_s in enumerate((7200, 600, 0)):
+        (tmp_path / "x").write_bytes(bytes([number]))
+        kept.append(store.add(tmp_path / "x", name=f"{number}.pt"))
+        os.utime(directory / kept[-1], (time.time() - age_s,) * 2)
+        (directory / EXPORTS / f"{kept[-1]}-cpu").mkdir(parents=True)
+    assert store.empty(spared_s=1200) == 1
+    assert _names(directory) == {*kept[1:], EXPORTS, "names.json"}
+    assert _names(directory / EXPORTS) == {f"{sha256}-cpu" for sha256 in kept[1:]}
+    assert store.empty(spared_s=0) == 2
+    assert _names(directory) == {EXPORTS}
+    assert store.used_bytes() == 0
 
 
 def test_a_model_is_fetched_once(fetch: Callable[..., str], server: FileServer, store: ModelStore) -> None:
