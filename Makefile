@@ -39,7 +39,7 @@ demo: setup ## a training, then inferences, on an embedded RVM-Server; DATASET=p
 	  $(if $(filter-out 0,$(SEGMENT)),--segment) --json summary.json
 
 # Two files of tests at a time: most of them wait for others. In the order of their names the short ones come last.
-SIDE_BY_SIDE := -n $(or $(PROCESSES),2) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n $(or $(PROCESSES),2) --no-loadscope-reorder
 
 test: setup ## the whole suite, in PROCESSES=2
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

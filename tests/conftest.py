@@ -17,7 +17,7 @@ from rvmcv_worker.reference.settings import Settings, Timing
 from tests import canary
 from tests.postgres import MISSING, Postgres
 
-# Pictures here are small: several threads would mostly wait for each other, and burn the cores that others need.
+# Pictures here are small: several threads would mostly wait for each other, and burn what others need.
 # Read when torch is imported, by this process and by what inherits its environment.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,6 +26,9 @@ EXPECTED_S = {"unit": 57.0, "integration": 490.0, "acceptance": 670.0, "security
 #: A machine may be this much slower, or shared, before a suite counts as over its budget.
 _SLACK = 1.7
 BUDGET_S = {suite: expected_s * _SLACK for suite, expected_s in EXPECTED_S.items()}
+
+#: These boot one system, and share it.
+_BOOTED = "tests/acceptance/booted/"
 
 hypothesis_settings.register_profile("chaos", max_examples=2000)
 # The same inputs in every run: a test that fails by chance blames a change that has nothing to do with it.
@@ -54,6 +57,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     for found in _secrets_left:
         terminalreporter.write_line(f"a daemon left a secret that it was given: {found}", red=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give out tests by file; those of the booted system together, since they share one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _BOOTED if nodeid.startswith(_BOOTED) else str(super()._split_scope(nodeid))
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -97,7 +97,7 @@ class Stage:
             [sys.executable, "-m", "tests.plain_ultralytics", str(root)],
             cwd=Path(__file__).parents[2],
             check=True,
-            timeout=120,
+            timeout=300,
         )
         self.said: dict[str, Any] = json.loads((root / "said.json").read_text())
         self.engine = EngineChild(root)
