@@ -139,3 +139,25 @@ def test_every_form_of_a_host_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(f"[storage]\nallowed_hosts = {entries}\n")
     assert list(config.load(file).storage.allowed_hosts) == entries
+
+
+def test_an_empty_credential_of_systemds_stands_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit gives each one that is not there as an empty one."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    for name in config.CREDENTIAL_FILES.values():
+        (tmp_path / name).write_text("\n")
+        (tmp_path / name).chmod(0o600)
+    settings = Settings.model_validate({"worker": {"runtime_dir": str(tmp_path / "run")}})
+    with pytest.raises(
+        ConfigError, match=r"no token: as root, write .* into /etc/rvmcv-worker/credentials/token"
+    ):
+        config.load_credentials(settings)
+    (tmp_path / "token").write_text("a-token\n")
+    found = config.load_credentials(settings)
+    assert (found.token.get_secret_value(), found.s3_access_key) == ("a-token", None)
+    elsewhere = Settings.model_validate({"worker": {"credentials_dir": str(tmp_path)}})
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    with pytest.raises(ConfigError, match="s3-access-key: empty"):
+        config.load_credentials(elsewhere)
