@@ -66,6 +66,7 @@ build_release() {
   "$dir/bin/rvmcv-worker" version >/dev/null || build_failed "the program in it does not start"
   chown -R root:root "$dir"
   chmod -R u=rwX,go=rX "$dir"
+  chmod -R go-w "$CACHE" # uv lets everybody write its locks
   sync --file-system "$dir"
   printf '%s\n' "$FINGERPRINT" >"$dir/$MARKER.part"
   mv -T -- "$dir/$MARKER.part" "$dir/$MARKER"

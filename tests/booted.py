@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import secrets
 import selectors
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,8 +57,7 @@ class Booted:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="rvmcv-booted-"))
             self._notify_path = Path(directory) / "notify"
             self._console = stack.enter_context((Path(directory) / "console").open("w+b"))
-            self._notified = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            self._notified.bind(str(self._notify_path))
+            self._booted = stack.enter_context(_boots(self._notify_path))
             self._holder = stack.enter_context(_network(self.name, self.host_address, self.address))
             self._cgroups = stack.enter_context(_cgroups(self.name))
             stack.callback(self.cut_power)
@@ -187,14 +188,11 @@ class Booted:
 
     def _wait_booted(self) -> None:
         """Wait for systemd-nspawn to pass on that systemd is up."""
-        deadline_s = time.monotonic() + _BOOT_S
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            self._notified.settimeout(left_s)
-            with contextlib.suppress(TimeoutError):
-                if b"READY=1" in self._notified.recv(4096).splitlines():
-                    self._init = self._find_init()
-                    return
-        raise AssertionError(f"not booted within {_BOOT_S} s:\n{self._told()}")
+        try:
+            self._booted.get(timeout=_BOOT_S)
+        except queue.Empty:
+            raise AssertionError(f"not booted within {_BOOT_S} s:\n{self._told()}") from None
+        self._init = self._find_init()
 
     def _told(self) -> str:
         """Return the last that was on the console."""
@@ -241,6 +239,31 @@ def _following(argv: list[str]) -> Iterator[Callable[[float], Iterator[str]]]:
         for child in psutil.Process(process.pid).children():
             child.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def _boots(path: Path) -> Iterator[queue.SimpleQueue[None]]:
+    """Take what systemd-nspawn passes on of the systemd in it; yields one item a boot.
+
+    All of it is read, for as long as it runs: systemd waits while one message more does not fit.
+    """
+    booted: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def read() -> None:
+        while message := notified.recv(1 << 16):
+            if b"READY=1" in message.splitlines():
+                booted.put(None)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(path))
+        reader = threading.Thread(target=read, name="booted-notify", daemon=True)
+        reader.start()
+        try:
+            yield booted
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                end.sendto(b"", str(path))
+            reader.join()
 
 
 @contextlib.contextmanager
