@@ -58,7 +58,6 @@ SINCE = {
     "StartLimitIntervalSec": 230,
     "InaccessiblePaths": 231,
     "MemoryDenyWriteExecute": 231,
-    "MemoryHigh": 231,
     "MemoryMax": 231,
     "ReadWritePaths": 231,
     "RestrictRealtime": 231,
