@@ -13,8 +13,16 @@ from rvmcv_worker.reference.server import ReferenceServer
 
 
 @contextlib.contextmanager
-def front(server: ReferenceServer, look: Callable[[str, bytes], bool]) -> Iterator[str]:
-    """A front before the server, which answers 404 where `look` says no to path and body; its URL."""
+def front(
+    server: ReferenceServer,
+    look: Callable[[str, bytes], bool],
+    *,
+    refuses: Callable[[str, bytes], bool] = lambda _path, _body: False,
+) -> Iterator[str]:
+    """A front before the server, which answers 404 where `look` says no to path and body; its URL.
+
+    Where it `refuses` them it answers 422.
+    """
 
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -23,6 +31,8 @@ def front(server: ReferenceServer, look: Callable[[str, bytes], bool]) -> Iterat
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if not look(self.path.split("?")[0], body):
                 status, content = 404, b"<html>not found</html>"
+            elif refuses(self.path.split("?")[0], body):
+                status, content = 422, b'{"message": "not as this server knows it"}'
             else:
                 headers = {name: self.headers[name] for name in ("Authorization", "Accept", "Content-Type")}
                 answer = requests.request(

@@ -308,6 +308,7 @@ def test_with_two_gpus_only_the_bad_one_gets_nothing(
             server.wait_until_final(job_id, 30)
 
 
+@pytest.mark.usefixtures("alone")
 def test_two_jobs_have_a_gpu_each_and_one_that_wants_two_waits_for_both(
     tmp_path: Path, server: ReferenceServer, without_wall: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import uuid
@@ -15,6 +16,7 @@ from rvmcv_worker import failure_report, instance, unit_result
 from rvmcv_worker.config import ConfigError
 from rvmcv_worker.exit_codes import ExitCode
 from rvmcv_worker.reference.server import ReferenceServer
+from tests.front import front
 from tests.reference_talker import Talker
 from tests.worker_process import WorkerProcess, eventually
 
@@ -168,3 +170,24 @@ def test_how_systemd_saw_it_end_in_words(
     monkeypatch.delenv("MONITOR_SERVICE_RESULT", raising=False)
     assert unit_result.why_failed("x.service") == said
     assert not unit_result.is_active("x.service")
+
+
+def test_a_server_that_does_not_know_the_field_is_told_by_reasons(
+    server: ReferenceServer, worker: WorkerProcess
+) -> None:
+    settings, _ = failure_report.what_it_needs(worker.config_file)
+    sent: list[dict[str, Any]] = []
+
+    def refuses(path: str, body: bytes) -> bool:
+        if path.endswith("/worker-status"):
+            sent.append(json.loads(body))
+        return path.endswith("/worker-status") and "failure" in sent[-1]
+
+    with front(server, lambda _path, _body: True, refuses=refuses) as url:
+        older_server = {"server": settings.server.model_copy(update={"url": url})}
+        assert failure_report.report(
+            settings.model_copy(update=older_server), "a fault", runs_again=lambda: False
+        )
+    assert ["failure" in status for status in sent] == [True, False]
+    assert "the worker has failed: a fault; " in sent[1]["reasons"][0]
+    assert server.workers()[0]["status"]["state"] == "degraded"
