@@ -38,7 +38,7 @@ Job = Annotated[str, typer.Argument(callback=_job_id, metavar="JOB", help="Its i
 def status(
     file: ConfigFile = DEFAULT_CONFIG,
     seconds: Annotated[
-        float | None, typer.Argument(min=0.2, help="With --watch: seconds between two looks; 2.")
+        float | None, typer.Argument(help="With --watch: seconds between two looks, 0.2 to 3600; 2.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
     as_json: Annotated[
@@ -48,6 +48,8 @@ def status(
     """Show how the running worker is: its state, jobs, GPUs, disk, and how the last jobs ended."""
     if seconds is not None and not watch:
         raise typer.BadParameter("SECONDS is for --watch")
+    if seconds is not None and not 0.2 <= seconds <= 3600:
+        raise typer.BadParameter("SECONDS between two looks: 0.2 to 3600")
     if watch:
         from rvmcv_worker.status_watch import watch as look_on
         from rvmcv_worker.terminal import console
@@ -103,10 +105,12 @@ def cancel(
     _check(wait, timeout_s)
     with worker(file) as client:
         client.cancel(job)
-        typer.echo(f"{job} ends now: nothing of it is published, RVM-Server is told that it was cancelled")
-        if wait:
-            ended = client.wait_over(job, timeout_s)
-            typer.echo(f"{job} is over: {ended['status']}")
+        typer.echo(f"{job} is asked to end; RVM-Server is told that it was cancelled")
+        ended = client.wait_over(job, timeout_s) if wait else None
+    if ended not in (None, "cancelled"):
+        give_up(f"{job} came to another end in that moment: {ended}", ExitCode.FAILED)
+    if wait:
+        typer.echo(f"{job} is over{f': {ended}' if ended else ''}")
 
 
 @app.command()

@@ -22,8 +22,6 @@ from rvmcv_worker.state import JobEnd, RunningJob
 _WISHES = {"drain": DesiredState.DRAIN, "pause": DesiredState.PAUSE, "resume": DesiredState.RUN}
 #: What was used in the last so many seconds stays where a claim is on its way.
 _CLAIMED_S = 60.0
-#: How long the ledger is waited for, in seconds: it may hang with its disk.
-LEDGER_S = 0.5
 #: What of a job's progress is shown.
 _PROGRESS = {"phase", "fraction", "epoch", "epochs", "images_done", "images_total", "eta_s", "message"}
 
@@ -49,7 +47,7 @@ def status(services: Services, heartbeat: Heartbeat) -> dict[str, Any]:
     running = condition.running()
     totals = condition.totals(outbox=0)
     known = {job.job_id for job in running}
-    waiting = services.ledger.waiting(LEDGER_S)
+    waiting = services.ledger.waiting()
     return {
         "worker_id": services.settings.worker.id,
         "instance_id": services.instance_id,

@@ -67,17 +67,25 @@ class ControlClient:
         """Return some of a job's last lines, from one of them on. Raises `ControlError`."""
         return self._call("GET", f"/jobs/{quote(job_id, safe='')}/log?offset={offset}")
 
-    def wait_over(self, job_id: str, timeout_s: float | None) -> dict[str, Any]:
-        """Wait until a job is over, wiped and reported. Raises `ControlError`."""
+    def wait_over(self, job_id: str, timeout_s: float | None) -> str | None:
+        """Wait until a job that ran is over, wiped and reported; returns how it ended, where that is known.
+
+        Raises `ControlError`.
+        """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         look = threading.Event()
-        while (job := self.job(job_id))["state"] != "over":
+        while True:
+            try:
+                job = self.job(job_id)
+            except UnknownJobError:  # so many have ended after it
+                return None
+            if job["state"] == "over":
+                return str(job["status"])
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise ControlError(
                     f"not within {timeout_s:g} s: {job_id} is {job['state']}", ExitCode.TIMED_OUT
                 )
             look.wait(_LOOK_S)
-        return job
 
     def wait_idle(
         self, wish: str, timeout_s: float | None, seen: Callable[[dict[str, Any]], None]

@@ -15,8 +15,6 @@ from rvmcv_worker.routes import JOB, Answer, JobRoutes
 
 #: What RVM-Server is told of a job that the operator has ended.
 _BY_OPERATOR = "cancelled on the worker's machine by its operator (rvmcv-worker cancel)"
-#: How long the ledger is waited for, in seconds: it may hang with its disk.
-_LEDGER_S = 0.5
 
 
 def routes(services: Services) -> JobRoutes:
@@ -34,11 +32,10 @@ def _cancel(services: Services, job_id: str) -> Answer:
     if (job := running.get(job_id)) is None:
         return _not_here(services, job_id, "does not run here")
     job.interrupt.request(StopReason.CANCELLED, _BY_OPERATOR)
-    reason = job.interrupt.reason
-    if reason not in {None, StopReason.CANCELLED}:
-        return Answer.refusal(
-            HTTPStatus.CONFLICT, f"{job_id} is ending already, as {reason.value if reason else ''}"
-        )
+    if (reason := job.interrupt.reason) is None:  # it came to its end in this moment
+        return _not_here(services, job_id, "does not run here any more")
+    if reason is not StopReason.CANCELLED:
+        return Answer.refusal(HTTPStatus.CONFLICT, f"{job_id} is ending already, as {reason.value}")
     event(Event.JOB_CANCEL_ASKED, job_id).info("the operator cancels it: it ends, and RVM-Server is told so")
     return Answer.of({"job_id": job_id, "ending": StopReason.CANCELLED.value})
 
@@ -48,11 +45,18 @@ def _standing(services: Services, job_id: str) -> Answer:
     if any(job.job_id == job_id for job in services.condition.running()):
         return Answer.of({"job_id": job_id, "state": "running", "status": None, "error_code": None})
     end = next((end for end in services.condition.last_ends() if end.job_id == job_id), None)
-    if end is None:
+    waiting = services.ledger.waiting()
+    reporting = end is not None if waiting is None else job_id in waiting.reports
+    if end is None and not reporting:
         return _not_here(services, job_id, "neither runs here nor ended here lately")
-    waiting = services.ledger.waiting(_LEDGER_S)
-    state = "reporting" if waiting is None or job_id in waiting.reports else "over"
-    return Answer.of({"job_id": job_id, "state": state, "status": end.status, "error_code": end.error_code})
+    return Answer.of(
+        {
+            "job_id": job_id,
+            "state": "reporting" if reporting else "over",
+            "status": end.status if end else None,
+            "error_code": end.error_code if end else None,
+        }
+    )
 
 
 def _log(services: Services, job_id: str, query: Mapping[str, str]) -> Answer:

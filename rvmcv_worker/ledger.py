@@ -299,8 +299,8 @@ class Ledger:
             self._lock.release()
         return Backlog(claims, reports, max(0.0, time.time() - oldest_at) if reports else 0.0)
 
-    def waiting(self, wait_s: float) -> Waiting | None:
-        """Name the jobs that are not over; None where the ledger cannot be read within `wait_s`."""
+    def waiting(self, wait_s: float = 0.5) -> Waiting | None:
+        """Name the jobs that are not over; None where the ledger, hung with its disk, keeps one waiting."""
         if not self._lock.acquire(timeout=wait_s):
             return None
         try:

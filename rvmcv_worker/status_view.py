@@ -92,7 +92,9 @@ def _running(jobs: list[dict[str, Any]], canvas: _Canvas) -> Iterator[Renderable
     yield _title(f"Running: {len(jobs) or 'no job'}")
     for job in jobs:
         about = f"{job['job_type']}, attempt {job['attempt']}, since {status_text.duration(job['running_s'])}"
-        yield _text(job["job_id"], "bold") + Text("  ") + _text(about, "dim")
+        yield Text.assemble(
+            (escape(str(job["job_id"])), "bold"), "  ", (escape(about), "dim"), overflow="fold"
+        )
         how = _text(status_text.progress(job), "yellow" if job["ending"] else "")
         if job["fraction"] is not None:
             bar = canvas.bar(job["fraction"], max(10, min(40, canvas.width // 3)), "green")

@@ -448,6 +448,7 @@ def test_a_command_without_a_worker_or_with_a_wrong_config_says_so(
         assert f"the worker does not run: nobody listens on {tmp_path}" in answer.stderr
     assert _cli(worker, "drain", "--timeout", "3").returncode == 2
     assert _cli(worker, "status", "3").returncode == 2
+    assert _cli(worker, "status", "--watch", "nan").returncode == 2
     worker.config_file.write_text("[worker]\nruntime_dirr = 'x'")
     assert _cli(worker, "status").returncode == ExitCode.CONFIG
 
