@@ -111,7 +111,7 @@ def test_row_31_a_missing_token_or_a_wrong_config_is_told_and_not_retried(
 
 
 def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, server: ReferenceServer) -> None:
-    worker = WorkerProcess(tmp_path / "worker", server)
+    worker = WorkerProcess(tmp_path / "worker", server, job_types=("stub", "yolo11"))
     well = _cli("doctor", "--config", str(worker.config_file))
     assert well.returncode == ExitCode.OK, well.stdout
     for subject in ("server", "token", "protocol", "storage", "disk", "compute"):
