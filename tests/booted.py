@@ -79,6 +79,9 @@ class Booted:
         alone = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
         alone += ["sh", "-c", _OWN_RUN, "sh", *nspawn]
         inside = ["nsenter", f"--net=/proc/{self._holder}/ns/net", *alone]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._booted.get_nowait()  # each daemon-reload of the boot before said so too
         entered = ["sh", "-c", _ENTER, "sh", *map(str, self._cgroups), "--", *inside]
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *entered],

@@ -68,7 +68,9 @@ def worker(quick: Installed) -> Iterator[Installed]:
     quick.wait_well()
     yield quick
     for path, text in kept.items():
-        if machine.read(path) != text:
+        if machine.inside(path).exists() and machine.read(path) != text:
             machine.write(path, text, 0o600 if path == TOKEN else 0o644)
-            machine.run(["systemctl", "reset-failed"])
-            quick.systemctl("restart")
+            quick.systemctl("stop")
+    if machine.inside(CONFIG).exists():
+        machine.run(["systemctl", "reset-failed"])
+        quick.systemctl("start")
