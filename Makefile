@@ -9,7 +9,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 # A release is taken into the lock when it is this old: most that are malicious are found out before.
 AGE_DAYS ?= 14
 
-.PHONY: help setup demo test test-fast fuzz chaos soak lint format bench screens sam2-proof audit licences wheelhouse lock clean
+.PHONY: help setup demo test test-fast fuzz chaos soak acceptance-full lint format bench screens sam2-proof audit licences wheelhouse lock clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ test: setup ## the whole suite, in PROCESSES=2
 
 test-fast: setup ## what is quick, for while one works
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow'
+
+acceptance-full: setup ## a training in an installed service of a booted system, with everything; takes root and some gigabytes
+	RVMCV_ACCEPTANCE_FULL=1 $(BIN)/python -m pytest tests/acceptance/booted/test_full.py
 
 fuzz: setup ## feed every reader of others' data with rubbish for MINUTES=10
 	RVMCV_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/security/test_fuzz.py tests/security/test_fuzzed_daemon.py
