@@ -298,7 +298,7 @@ def test_webhook_that_hangs_blocks_no_finish(receiver: Receiver) -> None:
 
 def test_webhook_that_never_answers_is_given_up(receiver: Receiver) -> None:
     url = receiver.url
-    timing = Timing(reap_every_s=0.02, webhook_delay_s=0.02, webhook_give_up_s=0.3)
+    timing = Timing(reap_every_s=0.02, webhook_delay_s=0.02, webhook_give_up_s=1.5)
     with ReferenceServer(reap=False, settings=Settings(timing=timing, webhook_url=url + "/../x")) as server:
         receiver.answers = [503] * 1000
         alert = wait_for_webhook(server, fail_a_job(server), "given_up")
