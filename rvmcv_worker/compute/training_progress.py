@@ -75,7 +75,7 @@ class TrainingProgress(EpochProgress):
             trainer.stop = self._child.rank is None
         if self._is_light_due():
             self._advance((trainer.epoch + self._batch / len(trainer.train_loader)) / self.epochs)
-            self._report(epoch=min(trainer.epoch + 1, self.epochs), eta_s=self._eta_s())
+            self._report(epoch=min(trainer.epoch + 1, self.epochs), eta_s=self._eta_s(), message=None)
 
     def on_train_epoch_end(self, _trainer: Any) -> None:
         """Note that an epoch now waits for its validation."""
@@ -103,7 +103,7 @@ class TrainingProgress(EpochProgress):
             "epoch_s": round(trainer.epoch_time, 3),
             "eta_s": 0.0 if trainer.stop else self._eta_s(),
         }
-        self._finish_epoch(entry, batch_size=trainer.batch_size)
+        self._finish_epoch(entry, batch_size=trainer.batch_size, message=None)
 
     def on_val_start(self, validator: Any) -> None:
         """Say when the measuring after the training begins; those within it belong to their epoch."""
