@@ -20,9 +20,9 @@ def _found(token):
     places = ["/etc/rvmcv-worker", "/run/credentials", "/run/rvmcv-worker", "/var/lib/rvmcv-worker", "/proc",
               "/tmp", "/dev/shm", "/root", os.getcwd()]
     for place in places:
-        for directory, _, files in os.walk(place):
-            if place == "/proc" and directory.count("/") > 2:
-                continue
+        for directory, below, files in os.walk(place):
+            if place == "/proc" and directory.count("/") > 1:
+                below.clear()
             for name in files:
                 path = os.path.join(directory, name)
                 if place == "/proc" and name not in {"environ", "cmdline", "stat"}:
@@ -77,7 +77,7 @@ def test_where_a_job_would_look_it_is_for_the_daemon(worker: Installed) -> None:
     user = ["setpriv", "--reuid=rvmcv-worker", "--regid=rvmcv-worker", "--clear-groups"]
     token = worker.server.worker_token
     script = f"{_LOOK}\nimport json, sys\nprint(json.dumps(_found(sys.stdin.read().encode())))"
-    enter = ["nsenter", "--mount", f"--target={pid}", "--"]
+    enter = ["nsenter", "--mount", "--wdns=/tmp", f"--target={pid}", "--"]
     found = worker.machine.run([*enter, *user, "python3", "-I", "-c", script], text=token)
     assert json.loads(found.stdout) == [f"/run/credentials/{UNIT}/token"]
 
