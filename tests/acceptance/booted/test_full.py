@@ -27,12 +27,18 @@ def test_a_training_runs_in_the_installed_service(tmp_path: Path) -> None:
     try:
         with Booted(root(tmp_path)) as machine, reference(machine, tmp_path) as server:
             worker = Installed(machine, server, wheelhouse.cached("compute"))
-            done = worker.install()
+            machine.write("/root/access-key", server.s3_access_key, 0o600)
+            machine.write("/root/secret-key", server.s3_secret_key, 0o600)
+            keys = ("--s3-access-key-file", "/root/access-key", "--s3-secret-key-file", "/root/secret-key")
+            done = worker.install(*keys)
             assert done.returncode == 0, done.stdout + done.stderr
             python = "/opt/rvmcv-worker/current/bin/python"
             assert machine.ask([python, "-c", "import cv2; print(cv2.__version__)"])
+            text = machine.read(CONFIG)
+            assert "yolo11" in text
+            text = text.replace("[storage]", f'[storage]\ns3_endpoint = "{server.s3_endpoint}"')
+            machine.write(CONFIG, text)
             worker.make_quick()
-            assert "yolo11" in machine.read(CONFIG)
             worker.wait_well()
             sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
             url = server.put_object("datasets", "drawn.zip", archive)
