@@ -106,6 +106,8 @@ class Outbox(threading.Thread):
 
         One that RVM-Server cannot take now does not hold up the others; raises what it met.
         """
+        if not self._condition.cleared.is_set():
+            return  # files of the daemon before still lie there; who wipes them wakes us
         busy = {job.job_id for job in self._condition.running()}
         met: ControllerError | None = None
         for row in self._ledger.outbox():

@@ -62,6 +62,8 @@ class Settlement(threading.Thread):
         """Clear, settle claim after claim, then let the worker claim; then look again and again."""
         services, condition = self._services, self._services.condition
         clear(services)
+        condition.cleared.set()
+        services.outbox.wake()
         backoff = services.retry.backoff(longest_s=_AGAIN_MAX_S)
         while not condition.stopping.is_set():
             try:

@@ -96,6 +96,8 @@ class Condition:
         self._ends: Counter[str] = Counter()
         self._durations_s: dict[str, list[float]] = {}
         self._last_hour: deque[float] = deque()
+        #: Set once what the daemon before left is wiped: only then its final reports are delivered.
+        self.cleared = threading.Event()
         #: Set once the daemon before has been settled: only then RVM-Server hears of this one.
         self.settled = threading.Event()
         #: Set once RVM-Server has heard of this daemon, or could not be reached: its wishes are known now.

@@ -79,7 +79,9 @@ def test_a_full_disk_ends_no_delivery(
 
     monkeypatch.setattr(ledger, "delivered", no_room)
     server.on(JOB_STATUS, *[status(200, json.dumps({"accepted": True}).encode())] * 2)
-    outbox = Outbox(ledger, controller, Retry(settings), Condition(), tmp_path / "rejected")
+    condition = Condition()
+    condition.cleared.set()
+    outbox = Outbox(ledger, controller, Retry(settings), condition, tmp_path / "rejected")
     outbox.start()
     assert outbox.flush(20)
     assert outbox.is_alive()
