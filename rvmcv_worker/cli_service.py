@@ -30,8 +30,9 @@ def wipe(
     which the machine is on. A running worker wipes by itself; --store then asks it to empty its model store,
     but for the models that jobs use.
     """
-    from rvmcv_worker import errors, ledger, leftovers, state_lock
+    from rvmcv_worker import errors, ledger, leftovers, log_output, state_lock
 
+    log_output.configure("INFO")  # a ledger that is set aside is told as the daemon tells it
     settings = load(file)
     try:
         for line in leftovers.wipe(settings, store=store):
@@ -57,8 +58,9 @@ def report_failure(
     unit: Annotated[str, typer.Option(help="The service that has failed.")] = "rvmcv-worker.service",
 ) -> None:
     """Tell RVM-Server that the worker has failed for good: what systemd runs then."""
-    from rvmcv_worker import failure_report, state_lock, unit_result
+    from rvmcv_worker import failure_report, log_output, state_lock, unit_result
 
+    log_output.configure("INFO")  # loguru's own way masks no secrets
     try:
         settings, wrong = failure_report.what_it_needs(file)
         state_dir = settings.worker.state_dir

@@ -15,6 +15,8 @@ def become(directory: Path) -> None:
         return
     owner = directory.lstat()
     if owner.st_uid == 0:
+        owner = directory.stat()  # root's own link: the directory may have been moved to another disk
+    if owner.st_uid == 0:
         return
     os.setgroups([])
     os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)

@@ -174,8 +174,21 @@ def test_root_wipes_as_the_workers_user(tmp_path: Path, settings: Settings) -> N
     for top in (settings.worker.state_dir, settings.worker.runtime_dir):
         for path in (top, *top.rglob("*")):
             os.chown(path, UID, UID, follow_symlinks=False)
+    moved = tmp_path / "another disk"
+    settings.worker.state_dir.rename(moved)
+    settings.worker.state_dir.symlink_to(moved)  # as root moves it
     done = _wipe(tmp_path, settings)
     assert done.returncode == 0, done.stderr
-    state = settings.worker.state_dir
+    state = moved
     assert {path.stat().st_uid for path in (state, *state.rglob("*"))} == {UID}
     assert _names(settings.work_dir) == {"train_1-2"}
+
+
+def test_a_ledger_that_is_set_aside_is_told_in_the_words_of_the_daemon(
+    tmp_path: Path, settings: Settings
+) -> None:
+    settings.worker.state_dir.mkdir()
+    (settings.worker.state_dir / "ledger.sqlite3").write_text("no ledger of anybody's")
+    done = _wipe(tmp_path, settings)
+    assert done.returncode == 0
+    assert " ERROR   ledger.set_aside ledger " in done.stderr
