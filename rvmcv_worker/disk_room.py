@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+#: With an older look at it than this, in seconds, the disk itself hangs.
+SILENT_S = 10.0
+
 
 @dataclass(frozen=True)
 class DiskLook:

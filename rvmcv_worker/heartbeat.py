@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 import psutil
 from loguru import logger
@@ -40,8 +39,7 @@ _SUPERSEDED = (
 _GAP_S = 0.2
 #: The source of what `Condition` says while no worker status is delivered.
 _FAULT = "server-status"
-_MB = 1024 * 1024
-_GB = 1024 * _MB
+_MB, _GB = 1024 * 1024, 1e9
 
 
 class Heartbeat(threading.Thread):
@@ -148,7 +146,7 @@ class Heartbeat(threading.Thread):
     def _status(self) -> WorkerStatus:
         services = self._services
         condition = services.condition
-        memory = psutil.virtual_memory()
+        memory, free_bytes = psutil.virtual_memory(), services.disk_room.last.free_bytes
         return WorkerStatus(
             worker_id=services.settings.worker.id,
             instance_id=services.instance_id,
@@ -163,21 +161,14 @@ class Heartbeat(threading.Thread):
                 cpu_pct=psutil.cpu_percent(),
                 memory_used_mb=(memory.total - memory.available) // _MB,
                 memory_total_mb=memory.total // _MB,
-                disk_free_gb=_free_gb(services.settings.work_dir),
+                # As seen last: where the disk hangs the leases are renewed all the same.
+                disk_free_gb=None if free_bytes is None else round(free_bytes / _GB, 1),
                 workspace_gb=round(services.work_usage.last.bytes / _GB, 3),
             ),
             jobs=condition.totals(outbox=len(services.ledger.outbox())),
             engines=services.engines.status(),
             leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],
         )
-
-
-def _free_gb(directory: Path) -> float | None:
-    """Return what the disk has free; None where the directory cannot be asked, which is told elsewhere."""
-    try:
-        return round(psutil.disk_usage(str(directory)).free / _GB, 1)
-    except OSError:
-        return None
 
 
 def gpu_statuses(gpus: Gpus) -> list[GpuStatus]:

@@ -22,6 +22,8 @@ from typing import Any
 
 from rvmcv_worker.events import Event, event
 
+#: How long who asks how the worker is waits for the ledger, in seconds: it may hang with its disk.
+_LOOK_S = 0.5
 #: The schema, one step for each version.
 _SCHEMA = (
     """
@@ -285,7 +287,7 @@ class Ledger:
         )
         self.delivered(row["seq"])
 
-    def backlog(self, wait_s: float) -> Backlog | None:
+    def backlog(self, wait_s: float = _LOOK_S) -> Backlog | None:
         """Count what waits; None where the ledger cannot be read within `wait_s`: no look shall hang."""
         if not self._lock.acquire(timeout=wait_s):
             return None
@@ -299,7 +301,7 @@ class Ledger:
             self._lock.release()
         return Backlog(claims, reports, max(0.0, time.time() - oldest_at) if reports else 0.0)
 
-    def waiting(self, wait_s: float = 0.5) -> Waiting | None:
+    def waiting(self, wait_s: float = _LOOK_S) -> Waiting | None:
         """Name the jobs that are not over; None where the ledger, hung with its disk, keeps one waiting."""
         if not self._lock.acquire(timeout=wait_s):
             return None

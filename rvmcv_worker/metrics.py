@@ -1,13 +1,12 @@
 """`GET /metrics`: how the worker is at this moment, and what it has counted, as Prometheus reads it.
 
-What is read at each look is what other threads have noted, so that a GPU library that hangs delays none; what
-the disk says comes last. A figure that cannot be had is left out: an old one would lie. docs/metrics.md
-lists them all.
+What is read at each look is what other threads have noted, so that a GPU library or a disk that hangs delays
+none: looks that hang would take all places of the socket. A figure that cannot be had is left out: an old one
+would lie. docs/metrics.md lists them all.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from rvmcv_worker import __version__, readiness
 from rvmcv_worker.attempt import Services
+from rvmcv_worker.disk_room import SILENT_S
 from rvmcv_worker.engine_wire import Trust
 from rvmcv_worker.heartbeat import Heartbeat
 from rvmcv_worker.nvml import GpuIdentity, GpuReading
@@ -27,10 +27,8 @@ from rvmcv_worker.routes import Answer
 if TYPE_CHECKING:
     from rvmcv_worker.lanes import LaneLoop
 
-#: How long the ledger is waited for, in seconds: who asks shall not wait for a disk.
-_LEDGER_S = 0.5
 _ENGINE_STATES = ("stopped", "starting", "idle", "busy")
-_MB = 1024**2
+_MB, _GB = 1024**2, 1e9
 
 #: A family each, what it says, and how its figure is read; None where it is not known.
 _ENGINE_FIGURES: tuple[tuple[str, str, Callable[[EngineStatus], float]], ...] = (
@@ -239,7 +237,7 @@ class _Moment(Collector):
             yield _by(family, told, "gpu", figures)
 
     def _backlog(self) -> Iterator[Metric]:
-        backlog = self._services.ledger.backlog(_LEDGER_S)
+        backlog = self._services.ledger.backlog()
         yield _gauge(
             "rvmcv_ledger_readable",
             "1 while the ledger can be read within half a second.",
@@ -260,27 +258,19 @@ class _Moment(Collector):
 
     def _disk(self) -> Iterator[Metric]:
         services = self._services
-        limits = services.settings.limits
-        yield _gauge(
-            "rvmcv_workspace_bytes", "What the workspaces of jobs take.", services.work_usage.last.bytes
-        )
+        look = services.disk_room.last
         yield _gauge(
             "rvmcv_disk_floor_bytes",
             "[limits] disk_floor_gb: with less free nothing is claimed.",
-            limits.disk_floor_gb * 1e9,
+            services.settings.limits.disk_floor_gb * _GB,
         )
-        try:
-            found = os.statvfs(services.settings.work_dir)
-            yield _gauge(
-                "rvmcv_disk_free_bytes",
-                "Bytes free on the disk of the workspaces.",
-                found.f_bavail * found.f_frsize,
-            )
-            yield _gauge(
-                "rvmcv_model_store_bytes", "What the model store takes.", services.model_store.used_bytes()
-            )
-        except OSError:  # the fault `disk` says it
-            return
+        for family, told, size_bytes in (
+            ("rvmcv_workspace_bytes", "What the workspaces of jobs take.", look.workspace_bytes),
+            ("rvmcv_disk_free_bytes", "Bytes free on the disk of the workspaces.", look.free_bytes),
+            ("rvmcv_model_store_bytes", "What the model store takes.", look.model_store_bytes),
+        ):
+            if size_bytes is not None and look.age_s < SILENT_S:
+                yield _gauge(family, told, size_bytes)
 
 
 def _gauge(name: str, told: str, value: float) -> Metric:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from rvmcv_worker.disk_room import SILENT_S
+
 #: What takes a wish back, by whose it is.
 _TAKE_BACK = {
     "operator": "the operator's wish: `rvmcv-worker resume` takes it back",
     "server": "RVM-Server's wish: an admin takes it back there",
 }
 _LEDGER_SILENT = "what waits for RVM-Server is not known: the ledger does not answer, see its disk"
-#: With an older look at it than this, the disk itself hangs.
-_DISK_SILENT_S = 10.0
 
 
 def wish(desired: dict[str, str]) -> str | None:
@@ -55,7 +55,7 @@ def disk(found: dict[str, float | None]) -> str:
         parts.append(f"workspaces {size(found['workspace_gb'])}")
     if found["model_store_gb"] is not None:
         parts.append(f"model store {size(found['model_store_gb'])}")
-    if ago_s > _DISK_SILENT_S:
+    if ago_s > SILENT_S:
         parts.append(f"as of {duration(ago_s)} ago: the disk does not answer since, see `dmesg`")
     return ", ".join(parts)
 
@@ -63,7 +63,7 @@ def disk(found: dict[str, float | None]) -> str:
 def disk_is_short(found: dict[str, float | None]) -> bool:
     """Whether the disk is why nothing is claimed, or does not answer."""
     free_gb, floor_gb = found["free_gb"], found["floor_gb"]
-    silent = (found["looked_ago_s"] or 0.0) > _DISK_SILENT_S
+    silent = (found["looked_ago_s"] or 0.0) > SILENT_S
     return silent or free_gb is None or (floor_gb is not None and free_gb < floor_gb)
 
 

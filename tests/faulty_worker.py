@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from rvmcv_worker import cli, final_report
 from rvmcv_worker.jobs.stub import Stub
@@ -20,6 +21,11 @@ def _no_thread() -> Exception:
     return RuntimeError("can't start new thread")
 
 
+def _hang() -> NoReturn:
+    threading.Event().wait()
+    raise AssertionError
+
+
 #: Where each fault shows, what is raised there, and of which calls.
 _FAULTS: dict[str, tuple[Any, str, Callable[[], Exception], Callable[..., bool]]] = {
     "no thread": (
@@ -30,6 +36,7 @@ _FAULTS: dict[str, tuple[Any, str, Callable[[], Exception], Callable[..., bool]]
     ),
     "no end": (Stub, "courtesy", BugError, lambda *_: True),
     "no note of the claim": (Ledger, "claimed", BugError, lambda *_: True),
+    "disk hangs": (os, "statvfs", _hang, lambda *_: Path(os.environ["HANGS"]).exists()),
     "no settlement": (final_report, "never_ran", BugError, lambda *_: True),
 }
 

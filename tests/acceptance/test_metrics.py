@@ -238,6 +238,29 @@ def test_a_ledger_that_is_locked_delays_no_answer(worker: WorkerProcess, server:
     eventually(lambda: _value(worker, "rvmcv_outbox_reports") == 0)
 
 
+def test_a_disk_that_hangs_delays_no_answer_however_often_it_is_asked_about(
+    tmp_path: Path, server: ReferenceServer
+) -> None:
+    hangs = tmp_path / "hangs"
+    with WorkerProcess(
+        tmp_path / "worker",
+        server,
+        worker_id="hanging",
+        scale=0.05,
+        program=("-m", "tests.faulty_worker"),
+        environment={"FAULT": "disk hangs:1000000", "HANGS": str(hangs)},
+    ) as worker:
+        eventually(lambda: _status(worker).get("state") == "ready")
+        hangs.touch()
+        eventually(lambda: _status(worker)["disk"]["looked_ago_s"] > 0.5)
+        for _ in range(40):  # more than the socket has places
+            assert _timed(worker, "/metrics") == 200
+        assert _timed(worker, "/healthz") == 200
+        (shown,) = (each for each in server.workers() if each["worker_id"] == "hanging")
+        assert shown["seen_s_ago"] < 2, "the leases are renewed"
+        hangs.unlink()
+
+
 def _timed(worker: WorkerProcess, path: str) -> int:
     begun_s = time.monotonic()
     status, _, _ = get(_run_dir(worker), path)
