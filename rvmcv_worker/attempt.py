@@ -198,7 +198,7 @@ def begin_attempt(services: Services, job_type: JobType, offer: JobOffer, claim:
     job = RunningJob(
         offer.job_id, job_type.name, job_type.lane, claim.attempt, claim.lease_token, Interrupt()
     )
-    services.job_logs.open(offer.job_id)
+    services.job_logs.open(offer.job_id, job_type.lane)
     attempt_log.tell_claimed(job)
     services.condition.started(job)
     return job

@@ -31,7 +31,7 @@ def tell_completed(job_id: str, lane: Lane, took_s: float, result: Mapping[str, 
         details = {"metric": metric[0], "metric_value": metric[1]}
         said += f", {metric[0]} {metric[1]:.3f}"
     if isinstance(images := result.get("images_total"), int):
-        details = {"images_total": images}
+        details["images_total"] = images
         said += f", {images} images"
     completed = event(Event.JOB_COMPLETED, job_id, seconds=round(took_s, 3), **details)
     completed.log(usual_level(lane), "{}", said)

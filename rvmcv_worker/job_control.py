@@ -30,12 +30,16 @@ def _cancel(services: Services, job_id: str) -> Answer:
     """Have a running job end as one that RVM-Server cancels."""
     running = {job.job_id: job for job in services.condition.running()}
     if (job := running.get(job_id)) is None:
-        return _not_here(services, job_id, "does not run here")
+        end = services.condition.end_of(job_id)
+        return _not_here(services, job_id, f"has ended here: {end.status}" if end else "does not run here")
     job.interrupt.request(StopReason.CANCELLED, _BY_OPERATOR)
     if (reason := job.interrupt.reason) is None:  # it came to its end in this moment
         return _not_here(services, job_id, "does not run here any more")
     if reason is not StopReason.CANCELLED:
-        return Answer.refusal(HTTPStatus.CONFLICT, f"{job_id} is ending already, as {reason.value}")
+        return Answer.refusal(
+            HTTPStatus.CONFLICT,
+            f"{job_id} is ending already, as {reason.value}; if it may come back, cancel it at RVM-Server",
+        )
     event(Event.JOB_CANCEL_ASKED, job_id).info("the operator cancels it: it ends, and RVM-Server is told so")
     return Answer.of({"job_id": job_id, "ending": StopReason.CANCELLED.value})
 
@@ -44,7 +48,7 @@ def _standing(services: Services, job_id: str) -> Answer:
     """Say whether the job runs, is over but for its report, or is over, and how it ended here."""
     if any(job.job_id == job_id for job in services.condition.running()):
         return Answer.of({"job_id": job_id, "state": "running", "status": None, "error_code": None})
-    end = next((end for end in services.condition.last_ends() if end.job_id == job_id), None)
+    end = services.condition.end_of(job_id)
     waiting = services.ledger.waiting()
     reporting = end is not None if waiting is None else job_id in waiting.reports
     if end is None and not reporting:
@@ -64,13 +68,12 @@ def _log(services: Services, job_id: str, query: Mapping[str, str]) -> Answer:
     offset = query.get("offset", "0")
     if not (offset.isascii() and offset.isdigit() and len(offset) < 16):
         return Answer.refusal(HTTPStatus.BAD_REQUEST, "offset is a number of lines")
-    running = any(job.job_id == job_id for job in services.condition.running())
     if (page := services.job_logs.read(job_id, int(offset))) is None:
         return _not_here(services, job_id, "neither runs here nor ended here lately")
     return Answer.of(
         {
             "job_id": job_id,
-            "running": running,
+            "running": page.running,
             "lines": [_line(line) for line in page.lines],
             "next_offset": page.next_offset,
             "lost": page.lost,

@@ -16,13 +16,14 @@ from loguru import logger
 
 from rvmcv_worker import log_line
 from rvmcv_worker.logs import escape, redact
+from rvmcv_worker.state import Lane
 
 if TYPE_CHECKING:
     from loguru import Message
 
 #: Most lines, and most characters, that are kept of a job.
 _MAX_LINES, _MAX_CHARS = 2000, 200_000
-#: Jobs that are over and still have their lines.
+#: Jobs of a lane that are over and still have their lines: inferences push no training's out.
 _ENDED_KEPT = 10
 #: Most lines, and most characters, that are read at once.
 _PAGE_LINES, _PAGE_CHARS = 500, 64_000
@@ -49,12 +50,15 @@ class LogPage:
     next_offset: int
     #: How many lines between the offset that was asked for and the first of these are not kept any more.
     lost: int
+    #: Whether the job runs, and more lines may come.
+    running: bool
 
 
 class _Kept:
     """The last lines of one job."""
 
-    def __init__(self) -> None:
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
         self.lines: collections.deque[JobLine] = collections.deque()
         self.chars = 0
         #: How many lines there were before the first that is kept.
@@ -80,19 +84,20 @@ class JobLogs:
         """Hear of the worker's lines from now on; returns loguru's number of the sink."""
         return logger.add(self.hear, level="INFO", format="{message}", diagnose=False, backtrace=False)
 
-    def open(self, job_id: str) -> None:
+    def open(self, job_id: str, lane: Lane) -> None:
         """Keep the lines of a job from now on; one that comes back goes on where it was."""
         with self._lock:
-            self._running[job_id] = self._running.get(job_id) or self._ended.get(job_id) or _Kept()
+            self._running[job_id] = self._running.get(job_id) or self._ended.get(job_id) or _Kept(lane)
             self._ended.pop(job_id, None)
 
     def close(self, job_id: str) -> None:
-        """Note that the job is over: its lines stay until enough others are over after it."""
+        """Note that the job is over: its lines stay until enough others of its lane are over after it."""
         with self._lock:
             if kept := self._running.pop(job_id, None):
                 self._ended[job_id] = kept
-            while len(self._ended) > _ENDED_KEPT:
-                self._ended.popitem(last=False)
+                of_lane = [other for other, its in self._ended.items() if its.lane is kept.lane]
+                for other in of_lane[:-_ENDED_KEPT]:
+                    del self._ended[other]
 
     def print(self, job_id: str, line: str) -> None:
         """Take a line that a child has printed, which its log has made harmless."""
@@ -126,7 +131,7 @@ class JobLogs:
                 if page and (len(page) == _PAGE_LINES or chars > _PAGE_CHARS):
                     break
                 page.append(kept.lines[index])
-            return LogPage(page, first + len(page), first - offset)
+            return LogPage(page, first + len(page), first - offset, job_id in self._running)
 
 
 def _cut(line: str) -> str:

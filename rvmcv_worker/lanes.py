@@ -252,6 +252,7 @@ class LaneLoop(threading.Thread):
             )
         finally:
             job.interrupt.close()
+            services.job_logs.close(job.job_id)
             services.condition.ended(job, "queued", error.code)
             services.outbox.wake()
             self._refusals.note(job.job_id)

@@ -22,8 +22,8 @@ _STRICTNESS = (DesiredState.RUN, DesiredState.PAUSE, DesiredState.DRAIN)
 #: The source of what is said while the daemon before is being settled, and what is said at least.
 SETTLEMENT = "settlement"
 _UNSETTLED = "what the daemon before left is not settled yet: nothing is claimed until then"
-#: How many of the last ends are kept to be shown.
-_ENDS_SHOWN = 10
+#: How many of the last ends are shown, and are kept of each lane: inferences push no training's out.
+_ENDS = 10
 
 
 class Lane(enum.Enum):
@@ -55,6 +55,7 @@ class JobEnd:
 
     job_id: str
     job_type: str
+    lane: Lane
     attempt: int
     status: str  #: the protocol's, or ``fenced``
     error_code: str | None
@@ -92,7 +93,7 @@ class Condition:
         self._running: dict[str, RunningJob] = {}
         self._held: set[str] = set()
         self._wishes = Wishes()
-        self._last_ends: deque[JobEnd] = deque(maxlen=_ENDS_SHOWN)
+        self._last_ends: list[JobEnd] = []
         self._ends: Counter[str] = Counter()
         self._durations_s: dict[str, list[float]] = {}
         self._last_hour: deque[float] = deque()
@@ -263,8 +264,11 @@ class Condition:
             del self._durations_s[job.job_type][:-100]
             self._last_hour.append(now_s)
             self._last_ends.append(
-                JobEnd(job.job_id, job.job_type, job.attempt, status, error_code, now, took_s)
+                JobEnd(job.job_id, job.job_type, job.lane, job.attempt, status, error_code, now, took_s)
             )
+            of_lane = [end for end in self._last_ends if end.lane is job.lane]
+            if len(of_lane) > _ENDS:
+                self._last_ends.remove(of_lane[0])
             self._idle.notify_all()
         self._tally.ended(job.job_type, status, error_code, took_s)
         self.changed.set()
@@ -282,7 +286,12 @@ class Condition:
     def last_ends(self) -> list[JobEnd]:
         """The last attempts that are over, newest first."""
         with self._lock:
-            return list(reversed(self._last_ends))
+            return self._last_ends[: -_ENDS - 1 : -1]
+
+    def end_of(self, job_id: str) -> JobEnd | None:
+        """How the job's last attempt ended; None for a job that is not among the last of its lane."""
+        with self._lock:
+            return next((end for end in reversed(self._last_ends) if end.job_id == job_id), None)
 
     def totals(self, outbox: int) -> JobTotals:
         """What this worker did since its start; `outbox` is how many final reports wait."""

@@ -326,7 +326,7 @@ def test_cancel_ends_a_job_for_good_and_says_who_it_was(
     again = _cli(worker, "cancel", job_id)
     assert (again.returncode, again.stderr) == (
         ExitCode.FAILED,
-        f"{job_id} does not run here; running: nothing\n",
+        f"{job_id} has ended here: cancelled; running: nothing\n",
     )
 
 

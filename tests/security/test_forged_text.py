@@ -28,6 +28,7 @@ from rvmcv_worker.events import Event, event
 from rvmcv_worker.job_log_text import drawn as job_line
 from rvmcv_worker.job_logs import JobLogs
 from rvmcv_worker.reference.server import ReferenceServer
+from rvmcv_worker.state import Lane
 from rvmcv_worker.status_view import StatusView
 from rvmcv_worker.terminal import print_plain
 from rvmcv_worker.urls import shown
@@ -231,7 +232,7 @@ def test_nothing_forges_a_line_of_a_jobs_log(tmp_path: Path, evil: str) -> None:
     job_logs = JobLogs()
     sink = job_logs.listen()
     try:
-        job_logs.open("job")
+        job_logs.open("job", Lane.TRAIN)
         log = ChildLog(tmp_path / "train.log", 100_000, lambda line: job_logs.print("job", line))
         log.feed(f"{evil}\n".encode("utf-8", "surrogatepass"))
         log.close()

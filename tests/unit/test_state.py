@@ -17,8 +17,8 @@ def _settled() -> Condition:
     return condition
 
 
-def _job(name: str = "job1") -> RunningJob:
-    return RunningJob(name, "stub", Lane.TRAIN, 1, "lease", Interrupt())
+def _job(name: str = "job1", lane: Lane = Lane.TRAIN) -> RunningJob:
+    return RunningJob(name, "stub", lane, 1, "lease", Interrupt())
 
 
 def test_nothing_is_claimed_before_the_daemon_before_is_settled() -> None:
@@ -176,3 +176,16 @@ def test_the_last_ends_are_kept_newest_first() -> None:
     ends = condition.last_ends()
     assert [end.job_id for end in ends] == [f"job{number}" for number in range(11, 1, -1)]
     assert (ends[0].status, ends[0].error_code) == ("failed", "dataset_invalid")
+
+
+def test_the_end_of_a_training_is_known_however_many_inferences_end_after_it() -> None:
+    condition = _settled()
+    jobs = [_job("training"), *(_job(f"inference{number}", Lane.INFER) for number in range(50))]
+    for job in jobs:
+        condition.started(job)
+        condition.ended(job, "cancelled")
+    end = condition.end_of("training")
+    assert end is not None
+    assert end.status == "cancelled"
+    assert condition.end_of("inference39") is None
+    assert [end.job_id for end in condition.last_ends()] == [f"inference{n}" for n in range(49, 39, -1)]
