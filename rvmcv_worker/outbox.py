@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from loguru import logger
 
@@ -175,11 +176,13 @@ class Outbox(threading.Thread):
             kept,
         )
         wrong = InternalError(f"RVM-Server refused the final report, kept on the worker as {kept}: {error}")
+        bare: dict[str, Any] = {"status": "failed", "error": wrong.to_wire()}
+        if row.body["status"] == "cancelled":  # a server may not know who cancels beside itself
+            bare = {"status": "cancelled"}
         body = {
             **{key: row.body[key] for key in ("event", "job_id", "lease_token")},
             "finish_id": str(uuid.uuid4()),
-            "status": "failed",
-            "error": wrong.to_wire(),
+            **bare,
         }
         self._ledger.replace_report(row.seq, body)
         self._wake.set()

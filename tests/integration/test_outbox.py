@@ -91,6 +91,40 @@ def test_a_full_disk_ends_no_delivery(
     assert [json.loads(call.body)["finish_id"] for call in server.calls("POST")] == ["f1", "f1"]
 
 
+@pytest.mark.parametrize(
+    ("ended", "minimal"),
+    [
+        (
+            {"status": "cancelled", "error": {"code": "cancelled_by_operator", "message": "x"}},
+            ("cancelled", None),
+        ),
+        ({"status": "completed", "result": {}}, ("failed", "internal")),
+    ],
+)
+def test_a_report_that_is_refused_is_told_once_more_in_few_words(
+    tmp_path: Path,
+    server: FileServer,
+    settings: Settings,
+    controller: Controller,
+    ended: dict[str, Any],
+    minimal: tuple[str, str | None],
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    ledger.begin_claim("job1", "stub", "c1")
+    begun = {"event": "finish", "job_id": "job1", "lease_token": "t", "finish_id": "f1", "timings": {}}
+    ledger.finish("job1", {**begun, **ended})
+    server.on(JOB_STATUS, status(422), status(200, json.dumps({"accepted": True}).encode()))
+    outbox = Outbox(ledger, controller, Retry(settings), Condition(), tmp_path / "rejected")
+    outbox.start()
+    assert outbox.flush(20)
+    outbox.close()
+    outbox.join(20)
+    told = [json.loads(call.body) for call in server.calls("POST")]
+    assert told[0] == {**begun, **ended}
+    assert (told[1]["status"], told[1].get("error", {}).get("code")) == minimal
+    assert json.loads((tmp_path / "rejected/f1.json").read_text()) == told[0]
+
+
 def _reporter(
     controller: Controller, settings: Settings, interrupt: Interrupt, state: dict[str, Any] | None = None
 ) -> ProgressReporter:
