@@ -1,9 +1,9 @@
 """The unix socket on which a running worker is asked and told things; no TCP port, ever.
 
-HTTP/1, one request a connection. Who may connect is the file's mode; who may change something is
-the uid that the kernel names for the other end. A client that hangs or floods costs a thread for
-some seconds, never the daemon, and never keeps another out: where all places are taken, whoever has
-waited longest without a whole request has to go.
+HTTP/1, one request a connection. Who may connect is the file's mode; who may change something, or read
+what jobs print, is the uid that the kernel names for the other end. A client that hangs or floods costs a
+thread for some seconds, never the daemon, and never keeps another out: where all places are taken, whoever
+has waited longest without a whole request has to go.
 """
 
 from __future__ import annotations
@@ -163,13 +163,13 @@ class _Request(BaseHTTPRequestHandler):
             there = self._routes.has(path)
             status = HTTPStatus.METHOD_NOT_ALLOWED if there else HTTPStatus.NOT_FOUND
             self.send_error(status, f"there is only {self._routes.names}")
-        elif self.command != "GET" and (uid := _peer_uid(self._client)) not in {0, os.geteuid()}:
+        elif route.is_guarded and (uid := _peer_uid(self._client)) not in {0, os.geteuid()}:
             event(Event.HEALTH_REFUSED).warning(
                 "{} {} refused to uid {}: run it as root or as the worker's user", self.command, path, uid
             )
             self.send_error(HTTPStatus.FORBIDDEN, "not allowed: run as root or as the worker's user")
         else:
-            self._send(self._call(route))
+            self._send(self._call(route.answer))
 
     do_POST = do_GET  # noqa: N815 - a name that http.server looks for
 
@@ -180,9 +180,9 @@ class _Request(BaseHTTPRequestHandler):
     def log_message(self, *_args: object) -> None:
         """Say nothing: what changes something is told by who does it."""
 
-    def _call(self, route: Callable[[], Answer]) -> Answer:
+    def _call(self, answer: Callable[[], Answer]) -> Answer:
         try:
-            return route()
+            return answer()
         except Exception:  # noqa: BLE001 - a fault in a page must not pass for a dead worker
             event(Event.WORKER_FAULT).exception(
                 "a fault of the worker's own in {} {}; please report it with these lines",

@@ -327,7 +327,9 @@ def test_a_client_that_does_not_read_is_left(make: Make, told: list[str], tmp_pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_another_user_may_look_but_not_change(make: Make, tmp_path: Path, told: list[str]) -> None:
+def test_another_user_may_look_but_neither_change_nor_read_what_jobs_print(
+    make: Make, tmp_path: Path, told: list[str]
+) -> None:
     file = make(tmp_path / "run").file
     file.chmod(0o666)  # as if that user were in the worker's group
     reachable = [file.parent, *file.parents]
@@ -337,11 +339,13 @@ def test_another_user_may_look_but_not_change(make: Make, tmp_path: Path, told: 
     try:
         look = _as_nobody(file, "GET", "/status")
         change = _as_nobody(file, "POST", "/control/drain")
+        lines = _as_nobody(file, "GET", "/jobs/train_1/log?offset=0")
     finally:
         for place, mode in opened:
             place.chmod(mode)
     assert b" 200 " in look
     assert b" 403 " in change
+    assert b" 403 " in lines
     assert b"run as root or as the worker's user" in change
     assert told == []
 
