@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rvmcv_worker.logs import escape
 from rvmcv_worker.protocol import DesiredState
 from rvmcv_worker.state import Condition
 
@@ -29,5 +30,5 @@ def status_line(condition: Condition, server_url: str) -> str:
         parts.append(f"{_WISHED[wish]}: nothing is claimed")
     elif not running:
         parts.append(f"waits for jobs of {server_url}")
-    line = " ".join("; ".join(parts).split())
+    line = escape(" ".join("; ".join(parts).split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -108,6 +108,9 @@ def test_the_line_says_what_runs_and_what_keeps_the_worker() -> None:
     assert status_line(condition, SERVER).endswith(
         "; degraded: the disk is full (and 1 more: rvmcv-worker status)"
     )
+    condition.recover("token")
+    condition.degrade("disk", "\x1b[2J \ud800")  # half a character: no bytes are that
+    assert status_line(condition, SERVER).endswith("; degraded: \\x1b[2J \\ud800")
     condition.degrade("disk", "x" * 1000)
     assert len(status_line(condition, SERVER)) == 300
     condition.stop("a test")
