@@ -154,7 +154,7 @@ def make_lanes(services: Services, train_slots: Slots) -> list[LaneLoop]:
 
 def run(settings: Settings, log_format: LogFormat | None = None) -> ExitCode:
     """Run until SIGTERM or SIGINT; raises `ConfigError` or `AlreadyRunningError`."""
-    log_output.configure(settings.worker.log_level, log_format or settings.worker.log_format)
+    output = log_output.configure(settings.worker.log_level, log_format or settings.worker.log_format)
     faulthandler.enable()  # the watchdog's SIGABRT tells where each thread hangs
     os.umask(0o077)
     kernel.hide_memory()
@@ -190,7 +190,7 @@ def run(settings: Settings, log_format: LogFormat | None = None) -> ExitCode:
     health.start()
     watch = MachineWatch(services, train_slots)
     watch.look()
-    chores = Housekeeping(services)
+    chores = Housekeeping(services, output.tell_held_back)
     settlement = recovery.Settlement(services)
     file = settings.worker.metrics_file
     metrics_files = [MetricsFile(file, metrics.text)] if file else []

@@ -1,4 +1,4 @@
-"""What may be late: storage is asked for, the model store is trimmed."""
+"""What may be late: storage is asked for, the model store is trimmed, repeated events are summed up."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ class Housekeeping(threading.Thread):
     it jumps forward: 56 years of them at a machine that starts without a clock.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, tell_held_back: Callable[[], object]) -> None:
+        """`tell_held_back` sums up events that repeat themselves."""
         super().__init__(name="housekeeping", daemon=True)
         scaled = services.settings.scaled
         #: Each with its interval in seconds.
         self._chores: tuple[tuple[float, Callable[[], object]], ...] = (
             (scaled(60.0), lambda: check_storage(services)),
             (scaled(600.0), services.model_store.trim),
+            (scaled(60.0), tell_held_back),
         )
         self._closing = threading.Event()
 

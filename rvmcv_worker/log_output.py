@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from loguru import Message, Record
 
 LogFormat = Literal["text", "json"]
+#: How long the end of the process waits for another thread's writing, in seconds.
+_CLOSE_S = 1.0
 
 
 class LogOutput:
@@ -33,18 +36,27 @@ class LogOutput:
         self._to_journal = journal.has_stderr()
         self._journal = journal.Journal()
         self._repeats = Repeats()
+        self._lock = threading.Lock()
 
     def write(self, message: Message) -> None:
-        """Write an event, unless there were many like it; loguru has one thread do this at a time."""
+        """Write an event, unless there were many like it."""
         record, now_s = message.record, time.monotonic()
-        self._write_all(self._repeats.summaries(now_s))
-        if not self._repeats.holds_back(record, now_s):
-            self._write_all([record])
+        with self._lock:
+            self._write_all(self._repeats.summaries(now_s))
+            if not self._repeats.holds_back(record, now_s):
+                self._write_all([record])
+
+    def tell_held_back(self) -> None:
+        """Tell what was held back in minutes that are over: on a quiet worker the next event may be far."""
+        with self._lock:
+            self._write_all(self._repeats.summaries(time.monotonic()))
 
     def close(self) -> None:
-        """Tell what was held back."""
-        self._write_all(self._repeats.summaries(time.monotonic(), all_of_them=True))
-        self._journal.close()
+        """Tell what was held back, unless a thread hangs in its writing: that must not keep the process."""
+        if self._lock.acquire(timeout=_CLOSE_S):
+            self._write_all(self._repeats.summaries(time.monotonic(), all_of_them=True))
+            self._journal.close()
+            self._lock.release()
 
     def _write_all(self, records: list[Record]) -> None:
         for record in records:
@@ -81,8 +93,8 @@ class _ToLoguru(logging.Handler):
         event(Event.LIBRARY_WARNED).opt(depth=6).log(level, "{}: {}", record.name, record.getMessage())
 
 
-def configure(level: str, log_format: LogFormat = "text") -> None:
-    """Set the output up; called once, before anything is logged."""
+def configure(level: str, log_format: LogFormat = "text") -> LogOutput:
+    """Set the output up and return it; called once, before anything is logged."""
     output = LogOutput(log_format)
     logger.remove()
     logger.add(output.write, level=level, diagnose=False, backtrace=False, format="{message}")
@@ -91,3 +103,4 @@ def configure(level: str, log_format: LogFormat = "text") -> None:
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
     # What it warns of comes as an exception too; its text holds pieces of answers, lease tokens among them.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    return output

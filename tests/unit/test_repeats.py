@@ -50,3 +50,21 @@ def test_what_was_held_back_is_told_at_the_end(
     logger.remove()
     *_, last = capsys.readouterr().err.splitlines()
     assert last.endswith("report.waits 1 more like this in a minute, the last of them: final reports wait")
+
+
+def test_it_is_told_though_nothing_else_happens(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = log_output.configure("ERROR")
+    for _ in range(11):
+        event(Event.TOKEN_REJECTED).error("the token is rejected")
+    output.tell_held_back()
+    assert len(capsys.readouterr().err.splitlines()) == 10
+    clock[0] += 60
+    for _ in range(2):
+        output.tell_held_back()
+    logger.remove()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "token.rejected 1 more like this in a minute, the last of them: the token is rejected"
+    )
