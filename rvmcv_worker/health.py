@@ -25,7 +25,7 @@ from pathlib import Path
 from rvmcv_worker.config import ConfigError
 from rvmcv_worker.events import Event, event
 from rvmcv_worker.routes import Answer, JobRoutes, Routes, RouteTable
-from rvmcv_worker.socket_file import FILE_NAME, socket_path
+from rvmcv_worker.socket_file import FILE_NAME, PART_NAME, answers, socket_path
 
 #: How long one request may take to come, and its answer to be taken, in seconds.
 _LIMIT_S = 5.0
@@ -261,10 +261,10 @@ def _listen(file: Path) -> tuple[socket.socket, int]:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(file.lstat().st_mode):
             raise FileExistsError(0, "something that is no socket lies there")
-        if _answers(file):
+        if answers(file):
             raise FileExistsError(0, "another worker listens there")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    part = file.with_name(f".{FILE_NAME}.part")
+    part = file.with_name(PART_NAME)
     try:
         part.unlink(missing_ok=True)
         with socket_path(part) as path:
@@ -278,16 +278,3 @@ def _listen(file: Path) -> tuple[socket.socket, int]:
         part.unlink(missing_ok=True)
         raise
     return listener, inode
-
-
-def _answers(file: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
-        client.settimeout(_LIMIT_S)
-        try:
-            with socket_path(file) as path:
-                client.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:
-            pass  # the kernel keeps no more who wait for it
-        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from rvmcv_worker.config import Settings
 from rvmcv_worker.ledger import ClaimRow, Ledger
 from rvmcv_worker.process_tree import kill_marked
 from rvmcv_worker.recovery import workspace_name
+from rvmcv_worker.socket_file import FILE_NAME, PART_NAME, answers
 
 #: How long the machine is up, in seconds, before the files of a claim go that no daemon comes for.
 KEPT_S = 7 * 24 * 3600.0
@@ -77,12 +79,9 @@ def _wipe_models(directory: Path, *, everything: bool) -> Iterator[str]:
 
 
 def _remove_sockets(directory: Path) -> Iterator[str]:
-    """Remove sockets on which no daemon answers any more: the state directory's lock says so."""
-    try:
-        entries = list(directory.iterdir())
-    except (FileNotFoundError, PermissionError):
-        return
-    for entry in entries:
-        if stat.S_ISSOCK(entry.lstat().st_mode):
-            entry.unlink(missing_ok=True)
-            yield f"removed a socket that nobody answers on: {entry}"
+    """Remove a dead daemon's socket; one with another state directory may live beside it."""
+    for file in (directory / FILE_NAME, directory / PART_NAME):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if stat.S_ISSOCK(file.lstat().st_mode) and not answers(file):
+                file.unlink()
+                yield f"removed a socket that nobody answers on: {file}"

@@ -73,6 +73,18 @@ def test_the_store_goes_when_that_is_asked_for(settings: Settings) -> None:
     assert _names(settings.work_dir) == {"train_1-2"}
 
 
+def test_a_socket_that_somebody_listens_on_stays_and_so_do_those_of_strangers(settings: Settings) -> None:
+    _fill(settings)
+    run = settings.worker.runtime_dir
+    (run / "health.sock").unlink()
+    with socket.socket(socket.AF_UNIX) as lives, socket.socket(socket.AF_UNIX) as other:
+        lives.bind(str(run / "health.sock"))
+        lives.listen()
+        other.bind(str(run / "other.sock"))
+        list(leftovers.wipe(settings, store=False))
+    assert _names(run) == {"health.sock", "other.sock", "health.other"}
+
+
 def test_where_nothing_is_nothing_is_made(settings: Settings) -> None:
     assert list(leftovers.wipe(settings, store=True)) == []
     assert not settings.worker.state_dir.exists()
