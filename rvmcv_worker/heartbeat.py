@@ -52,6 +52,7 @@ class Heartbeat(threading.Thread):
         self._start_s = time.monotonic()
         self._idle_s, self._busy_s = _IDLE_S, _BUSY_S
         self._missing_said = False
+        self._reports = 0
         self._closing = threading.Event()
         psutil.cpu_percent()  # the first reading has nothing to compare with
 
@@ -165,10 +166,16 @@ class Heartbeat(threading.Thread):
                 disk_free_gb=None if free_bytes is None else round(free_bytes / _GB, 1),
                 workspace_gb=round(services.work_usage.last.bytes / _GB, 3),
             ),
-            jobs=condition.totals(outbox=len(services.ledger.outbox())),
+            jobs=condition.totals(outbox=self._outbox()),
             engines=services.engines.status(),
             leases=[LeaseRef(job_id=job.job_id, lease_token=job.lease_token) for job in condition.running()],
         )
+
+    def _outbox(self) -> int:
+        """Return how many final reports wait, as seen last where the ledger hangs: no lease waits for it."""
+        if backlog := self._services.ledger.backlog():
+            self._reports = backlog.reports
+        return self._reports
 
 
 def gpu_statuses(gpus: Gpus) -> list[GpuStatus]:

@@ -49,7 +49,8 @@ def _ended(found: dict[str, str]) -> str:
         meaning = _MEANINGS.get(ExitCode(int(status))) if int(status) in set(ExitCode) else None
         return f"it ended with status {status}{f' ({meaning})' if meaning else ''}"
     if code in {str(os.CLD_KILLED), str(os.CLD_DUMPED)}:
-        return f"signal {signal.Signals(int(status)).name} ended it"
+        known = int(status) in set(signal.Signals)  # most real-time signals have no name
+        return f"signal {signal.Signals(int(status)).name if known else status} ended it"
     return ""
 
 

@@ -157,6 +157,7 @@ def test_the_instance_that_was_noted_last_is_known(tmp_path: Path) -> None:
         ),
         ({"Result": "exit-code", "ExecMainCode": "1", "ExecMainStatus": "203"}, "it ended with status 203"),
         ({"Result": "signal", "ExecMainCode": "2", "ExecMainStatus": "9"}, "signal SIGKILL ended it"),
+        ({"Result": "signal", "ExecMainCode": "2", "ExecMainStatus": "40"}, "signal 40 ended it"),
         ({}, "how it ended systemd does not say"),
     ],
 )
