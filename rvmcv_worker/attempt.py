@@ -220,7 +220,8 @@ def run_attempt(
     status, error_code = "fenced", None
     try:
         with (
-            logger.contextualize(job_id=offer.job_id),  # for what is told by who knows of no job
+            # For what is told by who knows of no job.
+            logger.contextualize(job_id=offer.job_id, lane=job.lane.value),
             workspaces.make(services.settings.work_dir, offer.job_id, claim.attempt) as workspace,
             _reporter(services, job, claim) as progress,
             _checkpoints(services, job, workspace, progress) as kept,

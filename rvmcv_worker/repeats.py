@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 #: So many of a kind are told in so many seconds.
 _TOLD, _IN_S = 10, 60.0
 _KINDS = frozenset({"WARNING", "ERROR"})
+#: Of jobs in the other lanes everything is told: they take seconds at least, and each is asked about.
+_LANE = "infer"
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Repeats:
         if record["level"].name not in _KINDS:
             return False
         extra = record["extra"]
+        if extra.get("lane", _LANE) != _LANE:
+            return False
         code = extra.get("details", {}).get("error_code") or record["message"]
         last = record.copy()
         last["exception"] = None  # it would hold on to what its frames hold

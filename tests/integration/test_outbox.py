@@ -79,9 +79,7 @@ def test_a_full_disk_ends_no_delivery(
 
     monkeypatch.setattr(ledger, "delivered", no_room)
     server.on(JOB_STATUS, *[status(200, json.dumps({"accepted": True}).encode())] * 2)
-    condition = Condition()
-    condition.cleared.set()
-    outbox = Outbox(ledger, controller, Retry(settings), condition, tmp_path / "rejected")
+    outbox = _outbox(ledger, controller, settings, tmp_path)
     outbox.start()
     assert outbox.flush(20)
     assert outbox.is_alive()
@@ -114,7 +112,7 @@ def test_a_report_that_is_refused_is_told_once_more_in_few_words(
     begun = {"event": "finish", "job_id": "job1", "lease_token": "t", "finish_id": "f1", "timings": {}}
     ledger.finish("job1", {**begun, **ended})
     server.on(JOB_STATUS, status(422), status(200, json.dumps({"accepted": True}).encode()))
-    outbox = Outbox(ledger, controller, Retry(settings), Condition(), tmp_path / "rejected")
+    outbox = _outbox(ledger, controller, settings, tmp_path)
     outbox.start()
     assert outbox.flush(20)
     outbox.close()
@@ -123,6 +121,12 @@ def test_a_report_that_is_refused_is_told_once_more_in_few_words(
     assert told[0] == {**begun, **ended}
     assert (told[1]["status"], told[1].get("error", {}).get("code")) == minimal
     assert json.loads((tmp_path / "rejected/f1.json").read_text()) == told[0]
+
+
+def _outbox(ledger: Ledger, controller: Controller, settings: Settings, directory: Path) -> Outbox:
+    condition = Condition()
+    condition.cleared.set()
+    return Outbox(ledger, controller, Retry(settings), condition, directory / "rejected")
 
 
 def _reporter(

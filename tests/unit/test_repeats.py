@@ -38,6 +38,17 @@ def test_what_goes_wrong_again_and_again_is_counted(
     ]
 
 
+def test_of_each_training_it_is_told_how_it_ended(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_output.configure("INFO")
+    for number in range(30):
+        with logger.contextualize(lane="train"):
+            event(Event.JOB_FAILED, f"train_{number}", error_code="dataset_invalid").warning("no images")
+    logger.remove()
+    assert len(capsys.readouterr().err.splitlines()) == 30
+
+
 def test_what_was_held_back_is_told_at_the_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
