@@ -34,8 +34,8 @@ SINCE = {
                 "Group",
             ),
             *("UMask", "LimitNOFILE", "LimitCORE", "Nice", "NoNewPrivileges", "CapabilityBoundingSet"),
-            *("SecureBits", "PrivateTmp", "PrivateNetwork", "SystemCallFilter", "OnBootSec"),
-            "OnUnitInactiveSec",
+            *("PrivateTmp", "PrivateNetwork", "SystemCallFilter", "OnBootSec"),
+            *("OnUnitInactiveSec", "RefuseManualStart"),
         ),
         0,
     ),
@@ -172,8 +172,8 @@ def test_directories_are_those_of_the_configuration() -> None:
 def test_gpus_are_let_through_by_old_and_new_names() -> None:
     allowed = set(values(WORKER, "DeviceAllow"))
     names = ("nvidia", "nvidia-frontend", "nvidia-uvm", "nvidia-caps")
-    assert {f"char-{name} rw" for name in names} <= allowed
-    assert not [device for device in allowed if not re.fullmatch(r"char-(nvidia.*|195) rw", device)]
+    assert {f"char-{name} rwm" for name in names} <= allowed
+    assert not [device for device in allowed if not re.fullmatch(r"char-(nvidia.*|195) rwm", device)]
     back = " ".join(values(WORKER, "BindPaths")).split()
     assert {"-/dev/nvidiactl", "-/dev/nvidia-uvm", "-/dev/nvidia0", "-/dev/nvidia-caps"} <= set(back)
 

@@ -86,8 +86,8 @@ def test_what_cannot_be_exercised_here_is_set(first: FirstRun) -> None:
         "OOMPolicy": "continue",
     }
     assert show(UNIT, "DevicePolicy") == "closed"
-    assert "char-nvidia rw" in show(UNIT, "DeviceAllow")
-    assert "char-nvidiactl rw" in show(UNIT, "DeviceAllow")
+    assert "char-nvidia rwm" in show(UNIT, "DeviceAllow")
+    assert "char-nvidiactl rwm" in show(UNIT, "DeviceAllow")
     assert int(show(UNIT, "MemoryMax")) > 0
     assert show(UNIT, "TimeoutStopUSec") == "2min"
     assert show(UNIT, "NoNewPrivileges") == "yes"
