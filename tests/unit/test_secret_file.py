@@ -82,7 +82,8 @@ def test_a_file_that_others_cannot_reach_is_taken(file: Path) -> None:
 
 def test_it_counts_where_a_directory_really_is(file: Path) -> None:
     real = file.parent / "real"
-    real.mkdir(mode=0o755)
+    real.mkdir()
+    real.chmod(0o755)
     _write(real / "token", mode=0o644)
     with tempfile.TemporaryDirectory(dir="/tmp") as hidden:  # of mode 0700
         (Path(hidden) / "credentials").symlink_to(real)
