@@ -123,12 +123,13 @@ class EngineExports:
                 if not self._interrupt.reason:
                     _tell_failure(key, error)
             else:
+                times = (f"{name} {figures.get('ms', '?')} ms" for name, figures in choice.measured.items())
                 event(Event.ENGINE_BACKEND_CHOSEN).info(
                     "model {} runs by {} ({}) from now on; measured: {}",
                     key.model_sha256,
                     choice.chosen.backend,
                     choice.chosen.precision,
-                    {name: figures.get("ms") for name, figures in choice.measured.items()},
+                    ", ".join(times),
                 )
 
     def _measure(self, key: Key, gpu: int | None) -> Choice:
