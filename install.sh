@@ -3,7 +3,9 @@
 # What it does in which order stands in main() at the end; the steps are in installer/, a noun a file.
 set -euo pipefail
 umask 022
-unset CDPATH
+# Root's programs run here: what a shell of the caller's has set must not bend them, and messages are read by us.
+unset CDPATH "${!PYTHON@}" PIP_TARGET PIP_PREFIX PIP_USER
+export LC_ALL=C.UTF-8
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 SOURCE=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 
@@ -63,6 +65,10 @@ HELP
 
 main() {
   parse_options "$@"
+  # Python and uv take modules and settings from the directory that they are started in.
+  cd /
+  # A terminal that is gone must not end an upgrade between two steps.
+  trap '' PIPE
   become_the_only_installer
   case $MODE in
     uninstall | purge) remove_worker ;;
@@ -100,6 +106,9 @@ parse_options() {
   [ -z "$S3_ACCESS_KEY_FILE" ] && [ -z "$S3_SECRET_KEY_FILE" ] ||
     { [ -n "$S3_ACCESS_KEY_FILE" ] && [ -n "$S3_SECRET_KEY_FILE" ]; } ||
     misused "--s3-access-key-file and --s3-secret-key-file go together"
+  TOKEN_FILE=$(absolute "$TOKEN_FILE")
+  S3_ACCESS_KEY_FILE=$(absolute "$S3_ACCESS_KEY_FILE")
+  S3_SECRET_KEY_FILE=$(absolute "$S3_SECRET_KEY_FILE")
   [[ $DRAIN_TIMEOUT_S =~ ^[0-9]{1,6}$ ]] || misused "--drain-timeout $DRAIN_TIMEOUT_S: a whole number of seconds"
   [ -z "$SERVER_URL" ] || [[ $SERVER_URL =~ ^https?://[][A-Za-z0-9.:_-]+/?$ ]] ||
     misused "--server $SERVER_URL: an origin is wanted, such as https://vm100 or https://vm100:8443"
@@ -107,6 +116,13 @@ parse_options() {
     [ -d "$WHEELHOUSE" ] || misused "--wheelhouse $WHEELHOUSE: no such directory; make one by: make wheelhouse"
     WHEELHOUSE=$(cd -- "$WHEELHOUSE" && pwd)
   fi
+}
+
+absolute() { # PATH
+  case $1 in
+    '' | /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$PWD/$1" ;;
+  esac
 }
 
 become_the_only_installer() {
@@ -119,6 +135,7 @@ become_the_only_installer() {
 install_or_upgrade() {
   check_source
   check_machine
+  check_strangers
   install_packages
   check_wheelhouse
   mend_broken_off_upgrade

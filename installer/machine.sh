@@ -23,6 +23,37 @@ check_source() {
   done
 }
 
+# Nothing of anybody else's is taken for the worker's, and nobody but root can change what the service runs.
+check_strangers() {
+  local masked
+  case $SOURCE/ in
+    "$OPT"/*) refuse "this source tree lies in $OPT, where the installation goes: move it, say to /usr/local/src" ;;
+  esac
+  [ ! -e "$OPT" ] || [ -z "$(find -L "$OPT" -maxdepth 0 \( ! -uid 0 -o -perm /022 \))" ] ||
+    refuse "$OPT is there, and others than root may write it: rename it, or: chown root:root $OPT; chmod 0755 $OPT"
+  [ ! -e "$COMMAND" ] && [ ! -L "$COMMAND" ] || command_is_ours ||
+    refuse "$COMMAND is there, and is not the installation's: rename or remove it"
+  user_is_ours ||
+    refuse "there is a user $SERVICE_USER with the home $(home_of_user): rename that user; the worker's is made anew"
+  masked=$(systemctl list-unit-files --no-legend --plain --state=masked "$UNIT" 'rvmcv-worker-*' |
+    cut -d ' ' -f 1 | xargs) || true
+  [ -z "$masked" ] || refuse "masked: $masked. To install the worker: systemctl unmask $masked"
+  [ ! -e "$ROOT/etc/systemd/system/$UNIT" ] ||
+    note "/etc/systemd/system/$UNIT stands before the release's unit, which updates renew: better a drop-in," \
+      "systemctl edit rvmcv-worker"
+}
+
+command_is_ours() { [ "$(readlink -- "$COMMAND")" = "$CURRENT/bin/rvmcv-worker" ]; }
+
+home_of_user() { getent passwd "$SERVICE_USER" | cut -d : -f 6 || true; }
+
+# Whether no such user is there, or one that this installation has made.
+user_is_ours() {
+  local home
+  home=$(home_of_user)
+  [ -z "$home" ] || [ "$ROOT$home" = "$STATE" ]
+}
+
 check_distribution() {
   local ID=unknown VERSION_ID=0 PRETTY_NAME='an unknown distribution'
   # shellcheck source=/dev/null

@@ -4,7 +4,7 @@
 LEAST_PYTHON=3.10
 
 missing_packages() {
-  "$PYTHON" -c 'import ensurepip, venv, sqlite3' 2>/dev/null || echo python3-venv
+  "$PYTHON" -I -c 'import ensurepip, venv, sqlite3' 2>/dev/null || echo python3-venv
   command -v bwrap >/dev/null || echo bubblewrap
   { command -v setpriv && command -v prlimit && command -v choom; } >/dev/null || echo util-linux
   [ -e "$SYSTEM_CERTIFICATES" ] || echo ca-certificates
@@ -33,7 +33,7 @@ install_packages() {
 check_wheelhouse() {
   [ -n "$WHEELHOUSE" ] || return 0
   local here there
-  here=$("$PYTHON" -c 'import platform, sys; print("Python %d.%d on" % sys.version_info[:2], platform.machine())')
+  here=$("$PYTHON" -I -c 'import platform, sys; print("Python %d.%d on" % sys.version_info[:2], platform.machine())')
   there=$(cat -- "$WHEELHOUSE/made-for" 2>/dev/null) ||
     refuse "$WHEELHOUSE/made-for is missing: this is no directory that \`make wheelhouse\` has finished"
   [ "$here" = "$there" ] ||

@@ -18,25 +18,27 @@ fingerprint() {
     cd -- "$SOURCE" || exit
     find rvmcv_worker systemd installer install.sh config.toml pyproject.toml requirements.lock -type f \
       ! -name '*.py[co]' ! -path '*/.*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
-    "$PYTHON" -c 'import sys; print(sys.version_info[:2])'
+    "$PYTHON" -I -c 'import sys; print(sys.version_info[:2])'
     echo "compute: ${COMPUTE:-no}"
   ) | sha256sum | cut -c -64
 }
 
 release_is_whole() { [ -e "$RELEASES/$1/$MARKER" ]; }
 
-# Sets RELEASE, the name of this source's release: its version, or, where that name is another build's, the
-# version with a part of the fingerprint behind.
+# Sets RELEASE, the name of this source's release: the one that it has here already, else its version, or, where
+# that name is another build's, the version with a part of the fingerprint behind.
 find_release() {
   [ -z "${RELEASE:-}" ] || return 0
-  local version
+  local version dir
   version=$(source_version)
   [ -n "$version" ] || refuse "$SOURCE/pyproject.toml: no version in [project]"
   FINGERPRINT=$(fingerprint)
+  for dir in "$RELEASES/$version" "$RELEASES/$version+"*; do
+    RELEASE=$(basename -- "$dir")
+    ! release_is_whole "$RELEASE" || [ "$(<"$dir/$MARKER")" != "$FINGERPRINT" ] || return 0
+  done
   RELEASE=$version
-  if release_is_whole "$RELEASE" && [ "$(<"$RELEASES/$RELEASE/$MARKER")" != "$FINGERPRINT" ]; then
-    RELEASE=$version+${FINGERPRINT:0:8}
-  fi
+  ! release_is_whole "$RELEASE" || RELEASE=$version+${FINGERPRINT:0:8}
 }
 
 build_release() {

@@ -6,14 +6,14 @@ remove_worker() {
   local unit
   if [ -e "$UNITS/$UNIT" ]; then
     say "stopping the worker: running jobs are handed back to RVM-Server"
-    for unit in "$UNITS"/rvmcv-worker*; do
-      systemctl disable --now --quiet "$(basename -- "$unit")" 2>/dev/null || true
+    for unit in $(our_units); do
+      systemctl disable --now --quiet "$unit" 2>/dev/null || true
     done
   fi
   ! systemctl is-active --quiet "$UNIT" ||
     refuse "$UNIT does not stop: see systemctl status rvmcv-worker, then run this again"
-  for unit in "$UNITS"/rvmcv-worker*; do
-    remove "$unit"
+  for unit in $(our_units); do
+    remove "$UNITS/$unit"
   done
   systemctl daemon-reload
   systemctl reset-failed 'rvmcv-worker*' 2>/dev/null || true
@@ -21,7 +21,8 @@ remove_worker() {
     apparmor_parser --remove -- "$APPARMOR" || true
     remove "$APPARMOR"
   fi
-  remove "$COMMAND" "$SYSUSERS" "$TMPFILES" "$OPT" "$RUN" "$WALL"
+  ! command_is_ours || remove "$COMMAND"
+  remove "$SYSUSERS" "$TMPFILES" "$OPT" "$RUN" "$WALL"
   [ "$MODE" != purge ] || purge
   if [ "$CHANGES" -eq 0 ]; then
     say "rvmcv-worker is not installed here: nothing had to be changed"
@@ -48,12 +49,8 @@ agree_to_purge() {
 }
 
 purge() {
-  local state_dir
-  state_dir=$(sed -nE 's/^state_dir = "([^"]*)".*/\1/p' "$CONFIG" 2>/dev/null || true)
-  [ -z "$state_dir" ] || [ "$ROOT$state_dir" = "$STATE" ] ||
-    note "[worker] state_dir was $state_dir, which is left alone: remove it by hand"
   remove "$ETC" "$STATE"
-  if id -u "$SERVICE_USER" >/dev/null 2>&1; then
+  if [ -n "$(home_of_user)" ] && user_is_ours; then
     userdel "$SERVICE_USER" || note "the user $SERVICE_USER is still there (see above): userdel $SERVICE_USER"
     changed "removed: the user $SERVICE_USER"
   fi

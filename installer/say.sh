@@ -4,9 +4,10 @@
 # How many things this run has changed.
 CHANGES=0
 
-say() { printf '%s\n' "$*"; }
+# Not to be heard is no reason to break off.
+say() { printf '%s\n' "$*" || true; }
 
-note() { printf 'note: %s\n' "$*" >&2; }
+note() { printf 'note: %s\n' "$*" >&2 || true; }
 
 changed() {
   CHANGES=$((CHANGES + 1))

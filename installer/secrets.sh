@@ -18,7 +18,9 @@ gather_secrets() {
 }
 
 read_secret() { # FILE
-  [ -f "$1" ] || refuse "$1: no such file: it must hold the secret alone"
+  [ -e "$1" ] || refuse "$1: no such file: it must hold the secret alone"
+  [ -f "$1" ] || refuse "$1: a directory, a pipe or the like: write the secret alone into a file"
+  [ -z "$(find -L "$1" -maxdepth 0 -perm /044)" ] || note "others may read $1: shred -u it when this is done"
   [ "$(stat -Lc %s -- "$1")" -le 8192 ] || refuse "$1: larger than 8192 bytes: write the secret alone into it"
   checked_secret "$1" < <(cat -- "$1")
 }
@@ -51,4 +53,5 @@ put_secret() { # NAME SECRET
   mv -fT -- "$file.part" "$file"
   changed "written: $file"
   SECRETS_CHANGED=yes
+  [ "$1" = token ] || KEYS_CHANGED=yes
 }

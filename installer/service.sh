@@ -3,7 +3,17 @@
 
 # When this run last started the service, for its journal.
 STARTED_AT=now
-UNITS_CHANGED='' SECRETS_CHANGED=''
+UNITS_CHANGED='' SECRETS_CHANGED='' KEYS_CHANGED=''
+# The operator's own wish, which an upgrade leaves as it is.
+KEEP_DISABLED=''
+
+# The units of all releases that are here and of this source: an admin's own may be called alike.
+our_units() {
+  local file
+  for file in "$RELEASES"/*/share/rvmcv-worker/systemd/*.{service,timer} "$SOURCE"/systemd/*.{service,timer}; do
+    [ ! -e "$file" ] || basename -- "$file"
+  done | sort -u
+}
 
 put_service_files() { # RELEASE
   local from=$RELEASES/$1/share/rvmcv-worker/systemd unit before=$CHANGES
@@ -16,10 +26,10 @@ put_service_files() { # RELEASE
     [ -e "$unit" ] && put_file "$unit" "$UNITS/$(basename -- "$unit")" 0644
   done
   # A unit that this release does not have any more.
-  for unit in "$UNITS"/rvmcv-worker*; do
-    [ ! -e "$unit" ] || [ -e "$from/$(basename -- "$unit")" ] || {
-      systemctl disable --now --quiet "$(basename -- "$unit")" 2>/dev/null || true
-      remove "$unit"
+  for unit in $(our_units); do
+    [ ! -e "$UNITS/$unit" ] || [ -e "$from/$unit" ] || {
+      systemctl disable --now --quiet "$unit" 2>/dev/null || true
+      remove "$UNITS/$unit"
     }
   done
   [ "$CHANGES" -eq "$before" ] || UNITS_CHANGED=yes
@@ -27,17 +37,25 @@ put_service_files() { # RELEASE
 }
 
 units_to_enable() {
-  grep -lx '\[Install\]' "$UNITS"/rvmcv-worker* | xargs -n 1 basename
+  local unit
+  for unit in $(our_units); do
+    ! grep -qsx '\[Install\]' "$UNITS/$unit" || echo "$unit"
+  done
 }
 
 enable_units() {
   local unit
   for unit in $(units_to_enable); do
-    systemctl is-enabled --quiet "$unit" || {
-      systemctl enable --quiet "$unit"
-      changed "enabled: $unit"
-    }
-    [[ $unit != *.timer ]] || systemctl is-active --quiet "$unit" || systemctl start "$unit"
+    [ "$unit" != "$UNIT" ] || [ -z "$KEEP_DISABLED" ] || continue
+    if ! systemctl is-enabled --quiet "$unit"; then
+      if systemctl enable --quiet "$unit"; then
+        changed "enabled: $unit"
+      else
+        note "$unit is not enabled (see above): it does not start with the machine"
+      fi
+    fi
+    [[ $unit != *.timer ]] || systemctl is-active --quiet "$unit" || systemctl start "$unit" ||
+      note "$unit does not run (see above)"
   done
 }
 
@@ -45,9 +63,7 @@ start_service() {
   enable_units
   if systemctl is-active --quiet "$UNIT"; then
     if [ -n "$UNITS_CHANGED" ]; then
-      STARTED_AT=$(date +%s.%6N)
-      systemctl restart "$UNIT" || true
-      changed "restarted: $UNIT"
+      restart_worker
     else
       hand_over_secrets
     fi
@@ -60,13 +76,26 @@ start_service() {
   fi
 }
 
+restart_worker() {
+  STARTED_AT=$(date +%s.%6N)
+  # It counts starts by hand too, and this is none that came to nothing.
+  systemctl reset-failed "$UNIT" 2>/dev/null || true
+  systemctl restart "$UNIT" || true
+  changed "restarted: $UNIT"
+}
+
 hand_over_secrets() {
+  if [ -n "$KEYS_CHANGED" ]; then
+    restart_worker # MinIO's keys are read at a start alone
+    return
+  fi
   [ -z "$SECRETS_CHANGED" ] || systemctl reload "$UNIT" ||
     note "the worker has not taken the new token: systemctl reload rvmcv-worker"
 }
 
 last_words() { # SINCE
-  journalctl --unit "$UNIT" --since "@$1" --lines 20 --no-pager --output cat 2>/dev/null | sed 's/^/    /' >&2
+  journalctl --unit "$UNIT" --since "@$1" --lines 20 --no-pager --output cat 2>/dev/null |
+    tr -d '\000-\010\013-\037\177' | sed 's/^/    /' >&2 || true
 }
 
 # Runs `doctor` as the service runs: its user, its credentials, and not its directories.

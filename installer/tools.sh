@@ -18,10 +18,10 @@ prepare_uv() {
     [ ! -e "$dir" ] || remove "$dir"
     say "installing uv $version, which installs the rest"
     mkdir -p "$TOOLS"
-    "$PYTHON" -m venv "$dir" || refuse "$PYTHON -m venv $dir failed (see above): is python3-venv installed?"
+    "$PYTHON" -I -m venv "$dir" || refuse "$PYTHON -m venv $dir failed (see above): is python3-venv installed?"
     [ -z "$WHEELHOUSE" ] || sources=(--no-index --find-links "$WHEELHOUSE")
     printf '%s\n' "$requirement" >"$dir/requirements.txt"
-    PIP_CERT=$SYSTEM_CERTIFICATES PIP_DISABLE_PIP_VERSION_CHECK=1 "$dir/bin/python" -m pip install --quiet --no-cache-dir --require-hashes \
+    PIP_CERT=$SYSTEM_CERTIFICATES PIP_DISABLE_PIP_VERSION_CHECK=1 "$dir/bin/python" -I -m pip install --quiet --no-cache-dir --require-hashes \
       --no-deps "${sources[@]}" -r "$dir/requirements.txt" ||
       refuse "uv $version could not be installed (see above): check the network, or use --wheelhouse"
     touch "$dir/whole"

@@ -13,6 +13,12 @@ upgrade() { # FROM
   UPGRADE_FROM=$1
   say "upgrading from $UPGRADE_FROM to $RELEASE"
   look_before_upgrade
+  check_config
+  if [ -n "$KEEP_DISABLED" ] && ! systemctl is-active --quiet "$UNIT"; then
+    upgrade_out_of_the_way
+    return
+  fi
+  check_server
   write_upgrade_note
   trap 'go_back "it was broken off"; exit 1' EXIT INT TERM HUP
   UPGRADE_STOPPED=''
@@ -42,7 +48,47 @@ look_before_upgrade() {
   "$CURRENT/bin/rvmcv-worker" status --json >"$BEFORE.part" 2>/dev/null || echo '{}' >"$BEFORE.part"
   mv -fT -- "$BEFORE.part" "$BEFORE"
   UPGRADE_STATE_DIR=$(configured_state_dir)
-  [ ! -s "$UPGRADE_STATE_DIR/operator-wish" ] || UPGRADE_WISH=$(tr -cd '[:lower:]' <"$UPGRADE_STATE_DIR/operator-wish")
+  case $(operator_wish) in
+    pause) UPGRADE_WISH=pause ;;
+    drain) UPGRADE_WISH=drain ;;
+  esac
+  systemctl is-enabled --quiet "$UNIT" || KEEP_DISABLED=yes
+}
+
+operator_wish() {
+  as_worker timeout 5 head -c 16 -- "$UPGRADE_STATE_DIR/operator-wish" 2>/dev/null || true
+}
+
+# Before a job is handed back for it: going back would not help either, since both read the same file.
+check_config() {
+  local said
+  said=$("$RELEASES/$RELEASE/bin/rvmcv-worker" config show 2>&1 >/dev/null) ||
+    refuse "$RELEASE cannot use $CONFIG: $said. $UPGRADE_FROM was left as it is; correct that, then run this again"
+}
+
+check_server() {
+  local said
+  systemctl is-active --quiet "$UNIT" || return 0
+  said=$(run_doctor 2>/dev/null | sed -nE 's/^FAILED +server +//p') || true
+  [ -z "$said" ] ||
+    refuse "RVM-Server does not answer: $said. Jobs could not be handed back, nor would $RELEASE get ready." \
+      "Wait until it answers, or take the worker out of the way first: systemctl disable --now rvmcv-worker"
+}
+
+# A worker that is disabled and stopped stays so.
+upgrade_out_of_the_way() {
+  back_up_ledger || refuse "the ledger could not be backed up: $UPGRADE_FROM was left as it is"
+  put_service_files "$RELEASE"
+  put_secrets
+  printf '%s\n' "$UPGRADE_FROM" >"$OPT/previous"
+  switch_to "$RELEASE"
+  enable_units
+  offer_new_config "$UPGRADE_FROM"
+  rm -f -- "$BEFORE"
+  remove_old_releases
+  say "upgraded from $UPGRADE_FROM to $RELEASE. The worker is disabled and stopped, as it was; to have it back:" \
+    "systemctl enable --now rvmcv-worker"
+  exit 0
 }
 
 configured_state_dir() {
@@ -81,7 +127,7 @@ drain_worker() {
 
 # Takes the upgrade's own drain back: the operator's wish of before holds again. The worker is stopped.
 restore_wish() {
-  [ "$UPGRADE_WISH" != drain ] && grep -qsx drain "$UPGRADE_STATE_DIR/operator-wish" || return 0
+  [ "$UPGRADE_WISH" != drain ] && [ "$(operator_wish)" = drain ] || return 0
   if [ "$UPGRADE_WISH" = run ]; then
     as_worker rm -f -- "$UPGRADE_STATE_DIR/operator-wish"
   else
