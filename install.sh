@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/bash
 # Makes this machine a worker of RVM-Server's: checks it, installs, starts, updates, removes.
 # What it does in which order stands in main() at the end; the steps are in installer/, a noun a file.
 set -euo pipefail

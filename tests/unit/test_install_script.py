@@ -211,6 +211,59 @@ def test_secrets_become_root_s_files_and_stay_what_they_are(tmp_path):
     assert file.read_text() == "another\n"
 
 
+def test_a_secret_is_read_from_a_file_and_nothing_else(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (("pipe", "a pipe"), (".", "a directory"), ("none", "no such file")):
+        run = steps(f'TOKEN_FILE="$ROOT/{name}"; gather_secrets', tmp_path)
+        assert run.returncode == 1
+        assert said in run.stderr
+    (tmp_path / "given").write_text(SECRET)
+    (tmp_path / "given").chmod(0o644)
+    assert "others may read" in steps('TOKEN_FILE="$ROOT/given"; gather_secrets', tmp_path).stderr
+
+
+def test_modules_in_the_caller_s_directory_are_not_run(tmp_path):
+    (tmp_path / "platform.py").write_text("open('ran', 'w')")
+    (tmp_path / "ensurepip.py").write_text("open('ran', 'w')")
+    (tmp_path / "made-for").write_text("Python 3.9 on riscv64\n")
+    steps(f'cd "{tmp_path}"; missing_packages; WHEELHOUSE="{tmp_path}"; check_wheelhouse', tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_somebody_else_s_is_neither_overwritten_nor_removed(tmp_path):
+    others = [
+        tmp_path / "usr/local/bin/rvmcv-worker",
+        tmp_path / "usr/local/lib/systemd/system/rvmcv-worker-own.service",
+    ]
+    for file in others:
+        file.parent.mkdir(parents=True)
+        file.write_text("[Install]\n")
+    run = steps("systemctl() { :; }; check_strangers", tmp_path)
+    assert run.returncode == 1
+    assert "is not the installation's" in run.stderr
+    names = steps(
+        "MODE=uninstall; systemctl() { [ $1 != is-active ]; }; units_to_enable; remove_worker", tmp_path
+    )
+    assert names.returncode == 0, names.stderr
+    assert "rvmcv-worker-own" not in names.stdout
+    assert all(file.exists() for file in others)
+
+
+def test_a_user_of_that_name_with_another_home_is_refused_and_not_removed(tmp_path):
+    given = "getent() { echo rvmcv-worker:x:1000:1000::/home/ani:/bin/bash; }; systemctl() { :; }; "
+    run = steps(f"{given} check_strangers", tmp_path)
+    assert run.returncode == 1
+    assert "/home/ani" in run.stderr
+    run = steps(f"{given} userdel() {{ echo gone; }}; purge", tmp_path)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+def test_a_source_where_the_installation_goes_is_refused(tmp_path):
+    run = steps('systemctl() { :; }; SOURCE="$OPT/checkout"; check_strangers', tmp_path)
+    assert run.returncode == 1
+    assert "move it" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [("", "empty"), ("\n", "empty"), (f"{SECRET} x", "a space"), (f"{SECRET}\n{SECRET}\n", "a second line"),
@@ -260,6 +313,11 @@ def test_a_release_is_known_by_its_content_and_used_only_when_it_is_whole(tmp_pa
     assert steps(find, tmp_path).stdout.split()[0] == name
     assert steps(f"release_is_whole {name}", tmp_path).returncode == 0
     marker.write_text("another build's\n")
+    same = marker.parents[3] / f"{name}+00000000/share/rvmcv-worker/whole"
+    same.parent.mkdir(parents=True)
+    same.write_text(f"{fingerprint}\n")
+    assert steps(find, tmp_path).stdout.split()[0] == f"{name}+00000000"
+    same.unlink()
     assert steps(find, tmp_path).stdout.split()[0] == f"{name}+{fingerprint[:8]}"
     other = steps(f"parse_options --without-compute; {find}", tmp_path).stdout.split()[1]
     assert other != fingerprint
