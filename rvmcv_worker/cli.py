@@ -89,7 +89,10 @@ def doctor(
         raise typer.BadParameter("--json is for --sandbox")
     from rich.console import Console
 
+    from rvmcv_worker import log_output
     from rvmcv_worker.doctor import examine
+
+    log_output.configure("ERROR")  # its findings say the rest
 
     raise typer.Exit(ExitCode.OK if examine(load(file), Console()) else ExitCode.FAILED)
 
