@@ -68,7 +68,7 @@ def test_it_is_told_though_nothing_else_happens(
 ) -> None:
     output = log_output.configure("ERROR")
     for _ in range(11):
-        event(Event.TOKEN_REJECTED).error("the token is rejected")
+        event(Event.TOKEN_REJECTED).error("it is not taken")
     output.tell_held_back()
     assert len(capsys.readouterr().err.splitlines()) == 10
     clock[0] += 60
@@ -76,6 +76,4 @@ def test_it_is_told_though_nothing_else_happens(
         output.tell_held_back()
     logger.remove()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(
-        "token.rejected 1 more like this in a minute, the last of them: the token is rejected"
-    )
+    assert line.endswith("token.rejected 1 more like this in a minute, the last of them: it is not taken")

@@ -13,7 +13,7 @@ from tests.booted_stage import reference, root
 from tests.installed import CONFIG, TOKEN, UNIT, FirstRun, Installed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRun]:
     """A system in which `install.sh` has run once, without what trains."""
     directory = tmp_path_factory.mktemp("booted")
@@ -26,7 +26,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRun]:
         shutil.rmtree(directory)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quick(first: FirstRun) -> Installed:
     """The worker with short waits; every test leaves configuration and token as they are here."""
     first.worker.make_quick()
