@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import certifi
@@ -31,19 +32,18 @@ def test_the_private_ca_is_looked_at(tmp_path: Path, text: str | None, ok: bool,
     assert str(file) in finding.sentence
 
 
-def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path) -> None:
-    token = tmp_path / "credentials" / "token"
-    token.parent.mkdir(mode=0o700)
-    token.write_text("token")
-    settings = Settings.model_validate(
-        {"worker": {"credentials_dir": token.parent, "runtime_dir": tmp_path, "state_dir": tmp_path}}
-    )
-    token.chmod(0o622)
-    token.parent.chmod(0o711)
-    found = next(doctor.findings(settings))
-    if all(parent.stat().st_mode & 0o001 for parent in tmp_path.parents):
-        assert (found.subject, found.ok) == ("token", False)
-        assert f"chmod 600 {token}" in found.sentence
+def test_a_secret_that_every_user_can_write_is_told(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # pytest's own may be hidden from other users
+        token = Path(directory) / "token"
+        token.write_text("token")
+        token.chmod(0o622)
+        token.parent.chmod(0o711)
+        settings = Settings.model_validate(
+            {"worker": {"credentials_dir": token.parent, "runtime_dir": tmp_path, "state_dir": tmp_path}}
+        )
+        found = next(doctor.findings(settings))
+    assert (found.subject, found.ok) == ("token", False)
+    assert f"chmod 600 {token}" in found.sentence
 
 
 def test_a_state_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
