@@ -19,6 +19,7 @@ import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -26,7 +27,6 @@ from urllib.parse import urljoin
 SOURCE = Path(__file__).resolve().parents[1]
 #: What builds the worker's wheel and others' source archives, and what installs them.
 TOOLS = ("hatchling", "setuptools", "uv")
-_INDEX = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
 _ANSWER_S = 60.0
 
 
@@ -73,38 +73,49 @@ def _resolve(uv: str, python: str, what: list[str], wanted: str = "") -> set[tup
     return set(re.findall(r"^([a-z0-9._-]+)==([^ ;\n]+)", run.stdout, re.MULTILINE))
 
 
-def published(stanza: Stanza) -> list[dict[str, Any]]:
+def index_of(uv: str) -> str:
+    """Return the index that packages come from here: the one that pip is told of, else uv's."""
+    if named := os.environ.get("PIP_INDEX_URL"):
+        return named.rstrip("/")
+    command = [uv, "pip", "compile", "--quiet", "--no-header", "--emit-index-url", "-"]
+    told = subprocess.run(command, input="", capture_output=True, text=True, check=False).stdout
+    if not (match := re.search(r"^--index-url (\S+)$", told, re.MULTILINE)):
+        raise SystemExit("uv has no index of packages: name one by PIP_INDEX_URL")
+    return match.group(1).rstrip("/")
+
+
+def published(stanza: Stanza, index: str) -> list[dict[str, Any]]:
     """Ask the index for the files of a package that the lock allows."""
     request = urllib.request.Request(
-        f"{_INDEX}/{stanza.name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
+        f"{index}/{stanza.name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
     )
     with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
         files = json.load(answer)["files"]
     return [file for file in files if file["hashes"].get("sha256") in stanza.hashes]
 
 
-def fetch_source(file: dict[str, Any], directory: Path) -> None:
+def fetch_source(file: dict[str, Any], index: str, directory: Path) -> None:
     """Fetch a source archive by itself: pip would run its code to see what it is."""
-    with urllib.request.urlopen(urljoin(f"{_INDEX}/", file["url"]), timeout=_ANSWER_S) as answer:
+    with urllib.request.urlopen(urljoin(f"{index}/", file["url"]), timeout=_ANSWER_S) as answer:
         content = answer.read()
     if hashlib.sha256(content).hexdigest() != file["hashes"]["sha256"]:
         raise SystemExit(f"{file['filename']}: not the file that requirements.lock names: nothing was kept")
     (directory / file["filename"]).write_bytes(content)
 
 
-def fetch(python: str, wanted: list[Stanza], directory: Path) -> None:
+def fetch(python: str, index: str, wanted: list[Stanza], directory: Path) -> None:
     """Fetch every package: wheels by pip, which knows which one this machine takes, the rest by ourselves."""
     with ThreadPoolExecutor(8) as pool:
-        files = dict(zip(wanted, pool.map(published, wanted), strict=True))
+        files = dict(zip(wanted, pool.map(partial(published, index=index), wanted), strict=True))
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
         for stanza in wanted:
             if any(file["filename"].endswith(".whl") for file in files[stanza]):
                 requirements.write(stanza.text)
             elif files[stanza]:
-                fetch_source(files[stanza][0], directory)
+                fetch_source(files[stanza][0], index, directory)
             else:
                 raise SystemExit(
-                    f"{_INDEX} has no file of {stanza.name} {stanza.version} that the lock allows"
+                    f"{index} has no file of {stanza.name} {stanza.version} that the lock allows"
                 )
         requirements.flush()
         command = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -122,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     wanted = needed(options.uv, sys.executable, options.extras)
-    fetch(sys.executable, wanted, options.directory)
+    fetch(sys.executable, index_of(options.uv), wanted, options.directory)
     (options.directory / "made-for").write_text(f"{made_for()}\n")
     print(f"{len(wanted)} packages for {made_for()} are in {options.directory}")
 

@@ -25,7 +25,6 @@ PACKAGES = (
     "ca-certificates",
     "procps",
 )
-_ANY_MIRROR = "http://deb.debian.org/debian"
 _TIMEOUT_S = 600.0
 #: Program -> the package that has it.
 _PROGRAMS = {
@@ -90,7 +89,9 @@ def _make(target: Path) -> None:
 
 
 def _mirror() -> str:
-    """Return the mirror that this machine's apt has of the release; any where it has none."""
+    """Return the mirror that this machine's apt has of the release, or that the environment names."""
+    if named := os.environ.get("RVMCV_DEBIAN_MIRROR"):
+        return named.rstrip("/")
     argv = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"]
     with contextlib.suppress(OSError):
         listed = subprocess.run(
@@ -100,4 +101,4 @@ def _mirror() -> str:
             uri, *of = line.split(" ")
             if of == [RELEASE, "main"]:
                 return uri.rstrip("/")
-    return _ANY_MIRROR
+    raise RootMissingError(f"apt has no mirror of Debian's {RELEASE} here: name one by RVMCV_DEBIAN_MIRROR")

@@ -104,10 +104,14 @@ def test_a_source_archive_that_is_not_the_locked_one_is_not_kept(tmp_path):
         file = {"url": f"http://127.0.0.1:{server.server_port}/a.tar.gz", "filename": "a.tar.gz"}
         try:
             with pytest.raises(SystemExit, match="not the file that"):
-                wheelhouse.fetch_source({**file, "hashes": {"sha256": "0" * 64}}, tmp_path)
+                wheelhouse.fetch_source(
+                    {**file, "hashes": {"sha256": "0" * 64}}, "https://index.test/simple", tmp_path
+                )
             assert list(tmp_path.iterdir()) == []
             digest = hashlib.sha256(content).hexdigest()
-            wheelhouse.fetch_source({**file, "hashes": {"sha256": digest}}, tmp_path)
+            wheelhouse.fetch_source(
+                {**file, "hashes": {"sha256": digest}}, "https://index.test/simple", tmp_path
+            )
         finally:
             server.shutdown()
     assert (tmp_path / "a.tar.gz").read_bytes() == content
