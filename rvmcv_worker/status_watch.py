@@ -66,22 +66,25 @@ def watch(client: ControlClient, console: Console, every_s: float, *, as_json: b
     """
     sight = _Sight()
     with _until_ended() as wait, contextlib.ExitStack() as stack:
-        show: Callable[[], None]
-        if as_json:
-            show = lambda: _print_json(sight)  # noqa: E731 - as the two others
-        elif console.is_terminal and not console.is_dumb_terminal:
-            live = stack.enter_context(
-                Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False)
-            )
-            show = lambda: live.update(_fitted(sight, console, every_s), refresh=True)  # noqa: E731
-        else:
-            show = lambda: print_plain(console, Group(Text(time.strftime("%H:%M:%S")), sight.lines))  # noqa: E731
+        show = _shown_by(sight, console, every_s, stack, as_json=as_json)
         while True:
             sight.look(client)
             show()
             due_s = time.monotonic() + every_s
             while wait(due_s - time.monotonic()):
                 show()  # the window has another size
+
+
+def _shown_by(
+    sight: _Sight, console: Console, every_s: float, stack: contextlib.ExitStack, *, as_json: bool
+) -> Callable[[], None]:
+    """Return what shows the picture; a screen of the terminal's is kept until the `stack` ends."""
+    if as_json:
+        return lambda: _print_json(sight)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return lambda: print_plain(console, Group(Text(time.strftime("%H:%M:%S")), sight.lines))
+    live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False))
+    return lambda: live.update(_fitted(sight, console, every_s), refresh=True)
 
 
 def _print_json(sight: _Sight) -> None:
